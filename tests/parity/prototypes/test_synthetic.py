@@ -16,14 +16,9 @@ from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.spread import margin_of, with_spread
 from parity.prototypes.synthetic import sample_order, write_case
 from parity.run import CaseRun
+from tests.fixtures.test_verifier import LLAMA3
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
+ROPE = {**LLAMA3, "original_max_position_embeddings": 16}
 LINEAR = {"rope_type": "linear", "factor": 3.0}
 SMALL = {
     "hidden_size": 24,
@@ -51,7 +46,7 @@ class Shape:
 SHAPES = (
     Shape("k1 with wide heads", {"head_dim": 14}, {"k": 1}),
     Shape("k2 with narrow heads and linear rope", {"head_dim": 2, "rope_scaling": LINEAR}, {"k": 2, "bs": 3}),
-    Shape("k4 with llama3 rope", {"rope_scaling": LLAMA3, "rope_theta": 500.0}, {"k": 4, "bs": 3}),
+    Shape("k4 with llama3 rope", {"rope_scaling": ROPE, "rope_theta": 500.0}, {"k": 4, "bs": 3}),
     Shape("k5 over four tokens", {"head_dim": 10}, {"k": 5, "bs": 1}, lengths=(4, 6, 5, 4)),
     Shape("bfloat16 records", {"dtype": "bfloat16"}, {"k": 3, "bs": 2}),
     Shape("float16 records with noise", {"dtype": "float16"}, {"k": 3, "bs": 3, "noise": True, "shuffle": True}),

@@ -1,5 +1,7 @@
 """The rotary embedding against transformers' Llama."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from transformers import LlamaConfig
@@ -9,36 +11,17 @@ from transformers.models.llama.modeling_llama import (
 )
 
 from parity.prototypes.reference.layer import rope_frequencies, rotary_angles, rotate
+from tests.fixtures.test_verifier import LLAMA3
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-BASE = {
-    "hidden_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 20,
-    "max_position_embeddings": 256,
-    "rope_theta": 5000.0,
-    "rms_norm_eps": 1e-5,
-    "hidden_act": "silu",
-}
+BASE = {"hidden_size": 48, "num_attention_heads": 4, "max_position_embeddings": 256, "rope_theta": 5000.0}
 SCALINGS = [None, {"rope_type": "linear", "factor": 4.0}, {"type": "linear", "factor": 2.5}, LLAMA3]
-
-
-def config(**changes):
-    return {**BASE, **changes}
 
 
 @pytest.mark.parametrize("dim", [None, 10, 64])
 @pytest.mark.parametrize("scaling", SCALINGS, ids=["default", "linear", "linear-old-key", "llama3"])
 def test_rotation_is_llama_s(scaling, dim):
-    values = config(rope_scaling=scaling, **({"head_dim": dim} if dim else {}))
-    theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))
+    values = {**BASE, "rope_scaling": scaling, **({"head_dim": dim} if dim else {})}
+    theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(deepcopy(values)))
     assert torch.equal(rope_frequencies(values, torch.float32), theirs.inv_freq)
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(2, 3, 7, dim or 12).to(dtype)
@@ -48,16 +31,13 @@ def test_rotation_is_llama_s(scaling, dim):
         assert torch.equal(found, expected)
 
 
-@pytest.mark.skipif(not hasattr(LlamaConfig(), "rope_parameters"), reason="transformers before 5 knows no such key")
 @pytest.mark.parametrize("scaling", [{"rope_type": "default"}, LLAMA3], ids=["default", "llama3"])
 def test_rotation_as_transformers_5_writes_it(scaling):
-    values = config(rope_parameters={**scaling, "rope_theta": 700.0})
-    del values["rope_theta"]
-    theirs = LlamaRotaryEmbedding(LlamaConfig.from_dict(dict(values)))
-    assert torch.equal(rope_frequencies(values, torch.float32), theirs.inv_freq)
-    assert not torch.equal(rope_frequencies(config(rope_scaling=scaling), torch.float32), theirs.inv_freq)
+    once = {**BASE, "rope_theta": 700.0, "rope_scaling": scaling}
+    now = {**BASE, "rope_parameters": {**scaling, "rope_theta": 700.0}}
+    assert torch.equal(*(rope_frequencies(values, torch.float32) for values in (once, now)))
 
 
 def test_an_unknown_scaling_is_refused():
     with pytest.raises(ValueError, match=r"rope_scaling\.rope_type: found yarn, expected default, linear or llama3"):
-        rope_frequencies(config(rope_scaling={"rope_type": "yarn"}), torch.float32)
+        rope_frequencies({**BASE, "rope_scaling": {"rope_type": "yarn"}}, torch.float32)
