@@ -1,5 +1,6 @@
 """A tiny verifier with samples, drafts for it, and what every error message must say."""
 
+import json
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
@@ -18,14 +20,9 @@ from ports.hass import train as hass
 from ports.training.checkpoint import LOCK, DirectoryLock
 from ports.training.data import collate
 from ports.training.settings import Eagle3Settings, HassSettings
+from tests.fixtures.test_verifier import LLAMA3
 
-ROPE = {
-    "rope_type": "llama3",
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
+ROPE = {**LLAMA3, "factor": 4.0, "original_max_position_embeddings": 16}
 SPEC = VerifierSpec(
     hidden_size=32,
     num_attention_heads=4,
@@ -78,6 +75,20 @@ def words_of(values):
     """As a command line; None makes a switch of a flag, False leaves it out."""
     kept = {name: value for name, value in values.items() if value is not False}
     return [f"--{name}" if value is None else f"--{name}={value}" for name, value in kept.items()]
+
+
+def edit(file, change=lambda content: None, **values):
+    """Rewrite a file of JSON: ``change`` is done to its content, and an entry that is an ellipsis goes."""
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps({name: value for name, value in {**content, **values}.items() if value is not ...}))
+
+
+def edit_tensors(file, change):
+    """Rewrite a file of safetensors: ``change`` is done to its tensors."""
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, {"format": "pt"})
 
 
 @pytest.fixture

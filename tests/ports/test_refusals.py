@@ -1,7 +1,6 @@
 """Situations that end a command with one line, before it has worked for nothing, and that leave nothing behind."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -10,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ports.spellings import public_name
 from tests import place as places
+from tests.ports.conftest import edit, edit_tensors
 
 NOWHERE = "/proc/no/such"
 """A folder that nobody can make anything in."""
@@ -42,23 +42,16 @@ def fifo(name):
     return put
 
 
-def text(name, content):
-    return lambda place: (place.root / name).write_text(content)
-
-
 def changed(name, **values):
     """A file of JSON with other values, in a Speculators config those of its layer."""
 
-    def change(place):
-        file = place.root / name
-        content = json.loads(file.read_text())
+    def change(content):
         layer = content.get("transformer_layer_config", content)
         layer.update(values)
         if "rope_parameters" in layer:
             layer["rope_parameters"] |= values
-        file.write_text(json.dumps(content))
 
-    return change
+    return lambda place: edit(place.root / name, change)
 
 
 def occupied(place):
@@ -78,10 +71,7 @@ def no_room(monkeypatch):
 
 
 def far_map(place):
-    file = place.root / "trained_eagle3" / "model.safetensors"
-    tensors = load_file(file)
-    tensors["d2t"][-1] += 10**6
-    save_file(tensors, file, {"format": "pt"})
+    edit_tensors(place.root / "trained_eagle3" / "model.safetensors", lambda tensors: tensors["d2t"][-1].add_(10**6))
 
 
 def huge(place):
@@ -168,8 +158,6 @@ SITUATIONS = [
     ("generate", {}, changed("verifier/config.json", vocab_size=40), ["tokenizer: found id ", "ids below 40"]),
     ("evaluate", {}, changed("verifier/tokenizer_config.json", model_input_names=0.5), ["verifier: tokenizer: found "]),
     ("evaluate", {}, far_map, ["trained_eagle3/model.safetensors: d2t: found draft id 39 ->"]),
-    ("eagle3", {}, text("verifier/model.safetensors.index.json", "{,"), ["weight_map: found Expecting property name"]),
-    ("eagle3", {}, text("verifier/config.json", "{,"), ["verifier: found Expecting property name"]),
     ("eagle3", {"debug": True, "lr": 1e30, "epoch": 2}, None, ["data_", "loss: found nan at optimizer step"]),
     ("eagle3", {"debug": True}, huge, [".ckpt"]),
 ]

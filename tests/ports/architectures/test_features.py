@@ -1,7 +1,5 @@
 """The verifier's hidden states, as records have them."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,6 +10,7 @@ from ports.training.online import FeatureReader
 from ports.training.records import list_records, read_record
 from ports.verifier.config import verifier_config
 from ports.verifier.loading import load_verifier
+from tests.ports.conftest import edit
 
 LAYERS = [3, 4, 5]
 
@@ -30,11 +29,8 @@ def test_the_text_models_config_is_read(tiny):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_precision_may_be_named_outside_of_the_text_model(own_verifier, dtype):
-    file = own_verifier / "config.json"
-    config = json.loads(file.read_text())
-    config["torch_dtype"] = dtype
-    config.get("text_config", {}).pop("torch_dtype", None)
-    file.write_text(json.dumps(config))
+    own = own_verifier / "config.json"
+    edit(own, lambda config: config.get("text_config", {}).pop("torch_dtype", None), torch_dtype=dtype)
     model = load_verifier(str(own_verifier), "auto", "cpu")
     features = FeatureReader(model, LAYERS)([torch.arange(5)])[0]
     assert str(features["hidden_state"].dtype) == f"torch.{dtype}"

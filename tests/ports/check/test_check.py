@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from ports.check import accepted, command
 from ports.check import trained as steps
@@ -19,25 +18,24 @@ from ports.evaluate.drafter import open_draft
 from ports.generate.records import write_record
 from ports.training.records import RecordInfo, list_records
 from ports.verifier.fingerprint import verifier_fingerprint
+from tests.ports.conftest import edit, edit_tensors
 
 STEPS = ["files", "records", "trained", "accepted", "context", "served"]
 
 
 def tensors(data, **changes):
     """Change tensors of the draft, each by a function."""
-    file = data / "draft" / "model.safetensors"
-    weights = load_file(file)
-    for name, change in changes.items():
-        key = name if name in weights else f"{name}.weight"
-        weights[key] = change(weights[key]).contiguous()
-    save_file(weights, file, {"format": "pt"})
+
+    def change(weights):
+        for name, act in changes.items():
+            key = name if name in weights else f"{name}.weight"
+            weights[key] = act(weights[key]).contiguous()
+
+    edit_tensors(data / "draft" / "model.safetensors", change)
 
 
 def config(data, change):
-    file = data / "draft" / "config.json"
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
+    edit(data / "draft" / "config.json", change)
 
 
 def random(value):

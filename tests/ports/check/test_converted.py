@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from speculators.convert import convert_model
 
 from parity.fixtures.architectures import ARCHITECTURES, build_architecture
@@ -13,6 +13,7 @@ from parity.fixtures.architectures.architecture import llama_draft
 from ports.check.command import check
 from ports.check.converted import look_at_conversion
 from ports.errors import InputError
+from tests.ports.conftest import edit, edit_tensors
 
 DRAFT_VOCAB_SIZE = 256
 AUX = [2, 3, 5]
@@ -54,13 +55,11 @@ def original(tmp_path):
 
 def change(folder, config=lambda said: None, tensors=lambda held: None):
     """Of either side."""
-    said = json.loads((folder / "config.json").read_text())
-    config(said)
-    (folder / "config.json").write_text(json.dumps(said))
-    file = folder / "pytorch_model.bin"
-    held = torch.load(file, weights_only=True) if file.exists() else load_file(folder / "model.safetensors")
-    tensors(held)
-    torch.save(held, file) if file.exists() else save_file(held, folder / "model.safetensors", {"format": "pt"})
+    edit(folder / "config.json", config)
+    if not (file := folder / "pytorch_model.bin").exists():
+        return edit_tensors(folder / "model.safetensors", tensors)
+    tensors(held := torch.load(file, weights_only=True))
+    return torch.save(held, file)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 import ports.hass  # noqa: F401, registers its model
@@ -29,7 +29,7 @@ from ports.training.derived import derived_config
 from ports.training.online import FeatureReader
 from ports.training.records import GENERATION, list_records
 from ports.verifier.config import verifier_config
-from tests.ports.conftest import words_of
+from tests.ports.conftest import edit, edit_tensors, words_of
 from tests.ports.generate.conftest import contents, forking
 from tests.ports.generate.test_answers import without_template
 from tests.ports.verifier.test_loading import LOST, lose
@@ -133,8 +133,7 @@ def test_a_draft_to_serve_is_left_wherever_it_was_stopped_and_the_same_command_d
     assert times == {path: path.stat().st_mtime_ns for path in times}
     stopped_in_every_phase(spawn, out=tmp_path / "stopped")
     assert results(tmp_path / "stopped") == results(out)
-    weights = load_file(out / "draft" / "model.safetensors")
-    save_file({**weights, "fc.weight": weights["fc.weight"] * 0}, out / "draft" / "model.safetensors", {"format": "pt"})
+    edit_tensors(out / "draft" / "model.safetensors", lambda weights: weights["fc.weight"].zero_())
     (out / "check.json").unlink()
     wrong = spawn(**LEARNS)
     assert "8 of 9, check" in wrong.ended()
@@ -195,8 +194,7 @@ LONGROPE = {
 
 def test_a_draft_of_a_verifier_that_turns_a_part_of_its_heads_turns_whole_ones(words, verifier):
     """As Phi-4-mini: LongRoPE's factors are for 3 of the 4 pairs of a head."""
-    file = verifier / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **LONGROPE}))
+    edit(verifier / "config.json", **LONGROPE)
     made = Plan(parse(DraftSettings, words()))
     layer = made.likely_config().transformer_layer_config
     assert layer.rope_parameters == {"rope_type": "default", "rope_theta": 10000.0}
@@ -350,9 +348,8 @@ def test_without_hidden_states_on_disk_the_curve_is_that_of_stored_ones(
 
 
 def linear(verifier):
-    config = verifier / "config.json"
     layers = ["linear_attention", "full_attention"] * 4
-    config.write_text(json.dumps({**json.loads(config.read_text()), "layer_types": layers[:7]}))
+    edit(verifier / "config.json", layer_types=layers[:7])
 
 
 def takes_no_system(verifier):
@@ -446,9 +443,8 @@ def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_p
         assert main(words(**changes)) == 2
         assert f"run.json: {said}" in capsys.readouterr().err
     assert contents(tmp_path / "out") == before
-    file, older = tmp_path / "out" / "run.json", json.loads(before["run.json"])
-    assert older.pop("keep_records") == "all"
-    file.write_text(json.dumps(older))  # by a release that had no such flag: all were kept
+    file = tmp_path / "out" / "run.json"
+    edit(file, keep_records=...)  # by a release that had no such flag: all were kept
     other_verifier(verifier)  # the first one again
     assert main(words(keep_records="none")) == 2
     assert "run.json: keep_records: found all, expected none" in capsys.readouterr().err

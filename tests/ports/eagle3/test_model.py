@@ -1,7 +1,5 @@
 """The unrolled draft against what was recorded, how it starts, and its first layer, projected in halves."""
 
-import json
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +10,7 @@ from ports.eagle3 import model
 from ports.eagle3.model import can_share, unroll
 from ports.eagle3.train import build
 from ports.training.saving import save_draft
+from tests.ports.conftest import edit
 
 both_alignments = pytest.mark.parametrize("alignment", ["prototype", "chain"])
 
@@ -28,8 +27,7 @@ def test_a_verifier_in_bfloat16_becomes_float32(settings, fixture):
 
 def test_the_embedding_stays_frozen_even_if_the_config_asks_otherwise(settings, lively_draft, tmp_path):
     save_draft(lively_draft(), tmp_path / "model0")
-    file = tmp_path / "model0" / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "embed_requires_grad": True}))
+    edit(file := tmp_path / "model0" / "config.json", embed_requires_grad=True)
     assert not build(settings(configpath=str(file))).embed_tokens.weight.requires_grad
 
 

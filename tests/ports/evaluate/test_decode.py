@@ -1,7 +1,6 @@
 """Speculative decoding: the verifier's own tokens, the counts of a plain simulation, the right end."""
 
 import copy
-import json
 import random
 
 import pytest
@@ -13,6 +12,7 @@ from ports.evaluate.measure import evaluate
 from ports.evaluate.sampling import Proposal
 from ports.evaluate.verifier import KVCache
 from ports.verifier.loading import load_verifier
+from tests.ports.conftest import edit
 from tests.ports.evaluate.plain import continue_greedily, propose, simulate
 
 LENGTH, SIZE = 17, 3
@@ -103,7 +103,7 @@ def test_one_window_for_all_layers_changes_no_token(fixture, pair, prompts, cpu)
     """
     file = fixture / "verifier" / "config.json"
     mistral = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
-    file.write_text(json.dumps({**json.loads(file.read_text()), **mistral}))
+    edit(file, **mistral)
     windowed = load_verifier(str(file.parent), "float32", cpu, head=True)
     wanted = [continue_greedily(windowed, prompt, 40) for prompt in prompts]
     assert wanted != [continue_greedily(pair.judge, prompt, 40) for prompt in prompts]

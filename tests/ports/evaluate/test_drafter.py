@@ -1,14 +1,12 @@
 """A checkpoint is opened whole or refused, its untrained twin is what training starts from, and stock drafts compute
 what Speculators' own forward does."""
 
-import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from speculators.models.eagle3 import Eagle3DraftModel
 from transformers import AutoConfig, LlamaConfig, Qwen3Config
 
@@ -17,14 +15,7 @@ from ports.evaluate.sampling import Choice
 from ports.evaluate.verifier import KVCache, TargetModel
 from ports.training.saving import save_draft
 from ports.verifier.loading import load_verifier
-from tests.ports.conftest import enliven
-
-
-def change_config(directory, **values):
-    """Keys are dropped by an ellipsis."""
-    file = directory / "config.json"
-    changed = {**json.loads(file.read_text()), **values}
-    file.write_text(json.dumps({name: value for name, value in changed.items() if value is not ...}))
+from tests.ports.conftest import edit, edit_tensors, enliven
 
 
 def test_where_training_ran_does_not_matter(build, fixture, tmp_path, monkeypatch):
@@ -65,17 +56,14 @@ def test_untrained_is_the_start_of_training(pair, build):
 def renamed_or_filled(name, factor):
     """The weights with ``fc.weight`` times ``factor``, under another ``name``."""
 
-    def spoil(directory):
-        file = directory / "model.safetensors"
-        weights = load_file(file)
+    def spoil(weights):
         weights[name] = weights.pop("fc.weight") * factor
-        save_file(weights, file, {"format": "pt"})
 
-    return spoil
+    return lambda directory: edit_tensors(directory / "model.safetensors", spoil)
 
 
 def config(**values):
-    return lambda directory: change_config(directory, **values)
+    return lambda directory: edit(directory / "config.json", **values)
 
 
 OTHER = {"model_type": "gpt_oss"}
@@ -105,7 +93,7 @@ def test_a_checkpoint_that_is_not_a_whole_draft_of_its_verifier_is_refused(pair,
         spoil(copy)
         with refuses(copy, field, found, expected):
             open_draft(copy)
-    change_config(pair.verifier, hidden_size=64)
+    edit(pair.verifier / "config.json", hidden_size=64)
     with refuses(pair.verifier, "hidden_size", "64", "32"):
         open_draft(pair.directory)
 
@@ -173,6 +161,6 @@ def test_a_stock_draft_says_what_speculators_forward_says(fixture, tmp_path, pro
 
 def test_a_stock_draft_that_names_no_layers_reads_speculators_own(fixture, tmp_path):
     directory, _ = stock_draft(fixture, tmp_path / "stock")
-    change_config(directory, eagle_aux_hidden_state_layer_ids=None)
+    edit(directory / "config.json", eagle_aux_hidden_state_layer_ids=None)
     expected = Eagle3DraftModel.from_pretrained(directory).config.eagle_aux_hidden_state_layer_ids
     assert open_draft(directory).config.eagle_aux_hidden_state_layer_ids == expected

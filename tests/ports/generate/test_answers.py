@@ -21,7 +21,7 @@ from ports.generate.answers import main
 from ports.generate.replies import Prompt
 from ports.verifier.tokenizer import end_tokens, open_tokenizer
 from ports.verifier.vllm import VLLM_ENVIRONMENT
-from tests.ports.conftest import words_of
+from tests.ports.conftest import edit, words_of
 from tests.ports.generate.conftest import forking
 
 SAID = [("human", "Hi"), ("gpt", "Yes"), ("human", "So")]
@@ -112,9 +112,8 @@ def test_cut_answers_are_counted_and_a_length_is_proposed(ask, answered, verifie
 def test_spaces_are_the_verifiers_own_where_a_tokenizer_would_clean_them_up(verifier):
     """As older releases of transformers do."""
     cleans = "clean_up_tokenization_spaces"
-    file = verifier / "tokenizer_config.json"
     spoilt = {cleans: True, f"{cleans}_for_bpe_even_though_it_will_corrupt_output": True}
-    file.write_text(json.dumps({**json.loads(file.read_text()), **spoilt}))
+    edit(verifier / "tokenizer_config.json", **spoilt)
     tokenizer = open_tokenizer(str(verifier))
     ids = tokenizer("Is it , or n't ?", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == "Is it, orn't?"
@@ -135,8 +134,7 @@ def test_a_token_that_ends_an_answer_is_none_of_it(ask, answered, verifier):
 
 
 def test_a_dialogue_without_room_ends_as_one_that_was_cut(ask, answered, verifier):
-    config = verifier / "config.json"
-    config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 60'))
+    edit(verifier / "config.json", max_position_embeddings=60)
     assert ask([{"turns": ["Hi", "so " * 40, "never asked"]}]) == 0
     assert [turn["role"] for turn in answered()[0]["messages"]] == ["user", "assistant", "user"]
     assert answered()[0]["finish_reason"] == "length"
@@ -267,8 +265,7 @@ def test_answers_made_in_another_way_are_not_gone_on_with(ask, tmp_path, capsys)
 
 def without_template(verifier):
     (verifier / "chat_template.jinja").unlink(missing_ok=True)
-    file = verifier / "tokenizer_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "chat_template": None}))
+    edit(verifier / "tokenizer_config.json", chat_template=None)
 
 
 def alternating(verifier):

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from parity.fixtures.conversations import SHAREGPT
@@ -23,6 +22,7 @@ from ports.generate.__main__ import main
 from ports.generate.run import length_buckets
 from ports.training.checkpoint import MARK
 from ports.training.records import complete_records, list_records, read_record, recorded_info
+from tests.ports.conftest import edit, edit_tensors
 from tests.ports.generate.conftest import SPEC, contents, forking
 from tests.processes import await_end_of, children
 
@@ -199,7 +199,7 @@ def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold,
     assert main(flags()) == 2
     assert "out: found in use by process" in capsys.readouterr().err
     manifest = tmp_path / "records" / "generation.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 2', '"format_version": 1'))
+    edit(manifest, format_version=1)
     assert main(flags()) == 2
     assert "format_version: found 1, expected 2; written by an older release" in capsys.readouterr().err
     manifest.unlink()
@@ -209,8 +209,7 @@ def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold,
 
 def test_the_estimate_is_what_lands_on_the_disk(flags, generate, verifier, capsys, monkeypatch):
     """Dialogues beyond the verifier's positions are said; what lies there needs no room again."""
-    config = verifier / "config.json"
-    config.write_text(config.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 100'))
+    edit(verifier / "config.json", max_position_embeddings=100)
     assert main(["estimate", *flags()]) == 0
     lines = capsys.readouterr().err
     assert "of them longer than the verifier's 100 positions, up to " in lines
@@ -227,9 +226,7 @@ def test_the_estimate_is_what_lands_on_the_disk(flags, generate, verifier, capsy
 def test_features_that_a_precision_cannot_hold_are_refused_in_every_process(spawn, verifier):
     """Half precision overflows above 65504, which the weights do not reach; nothing unreadable is written."""
     shard = sorted(verifier.glob("*.safetensors"))[-1]
-    tensors = load_file(shard)
-    tensors["model.norm.weight"] = tensors["model.norm.weight"] * 4e4
-    save_file(tensors, shard, {"format": "pt"})
+    edit_tensors(shard, lambda tensors: tensors["model.norm.weight"].mul_(4e4))
     process = spawn(algorithm="hass", copies=2)
     said = process.ended()
     assert "hidden_state: found NaN or Inf" in said

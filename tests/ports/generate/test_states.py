@@ -3,7 +3,6 @@
 What vLLM itself gives is in tests/serving/test_records.py.
 """
 
-import json
 import sys
 from itertools import accumulate
 from types import ModuleType, SimpleNamespace
@@ -19,6 +18,7 @@ from ports.generate.__main__ import main
 from ports.generate.run import GenerationSettings, prepare
 from ports.verifier import interfaces
 from ports.verifier.interfaces import lacks_states
+from tests.ports.conftest import edit
 from tests.ports.generate.conftest import SPEC, contents
 from tests.ports.verifier.test_interfaces import VERSION, config_of
 
@@ -176,9 +176,7 @@ def test_dialogues_and_ropes_that_vllm_takes_otherwise_are_named(tmp_path, monke
     model = config_of("llama", tmp_path)
     assert lacks_states(model, SPEC.max_position_embeddings) is None
     assert lacks_states(model, 10**6) == "vLLM takes no more than the verifier's 512 positions"
-    config = json.loads((tmp_path / "config.json").read_text())
-    rope = {"rope_type": "dynamic", "factor": 2.0}
-    (tmp_path / "config.json").write_text(json.dumps({**config, "rope_scaling": rope}))
+    edit(tmp_path / "config.json", rope_scaling={"rope_type": "dynamic", "factor": 2.0})
     assert lacks_states(model, 100) == "vLLM turns early positions by another length"
 
 

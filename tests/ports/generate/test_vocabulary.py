@@ -17,6 +17,7 @@ from ports.generate.vocabulary import covering_size
 from ports.training.records import list_records, read_record
 from ports.training.runs import recorded_layers
 from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
+from tests.ports.conftest import edit
 
 
 @pytest.fixture
@@ -55,8 +56,7 @@ def test_layers_that_nobody_named_are_the_verifiers_matter(settings, tmp_path, r
     """Speculators' rule for six layers names one of them twice."""
     Dataset.from_dict({"input_ids": [[1, 2]], "loss_mask": [[1, 1]]}).save_to_disk(tmp_path / "prepared")
     chosen = settings(tmpdir=tmp_path / "prepared")
-    config = json.loads((file := Path(chosen.basepath) / "config.json").read_text())
-    file.write_text(json.dumps(config | {"num_hidden_layers": 6}))
+    edit(Path(chosen.basepath) / "config.json", num_hidden_layers=6)
     with refuses(chosen.basepath, "num_hidden_layers", "6: speculators ([2, 3, 3])", "three different ones"):
         recorded_layers(chosen)
 

@@ -14,6 +14,7 @@ from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.serving.__main__ import fold, folded_weights, main
 from ports.serving.plugin import ARCHITECTURE
 from ports.training.saving import save_draft
+from tests.ports.conftest import edit
 
 ROUND_OFF = 1e-6
 """Of a logit's size: float32 products summed in another order; measured at most 3e-7 on these sizes."""
@@ -81,22 +82,20 @@ def test_a_vocabulary_brings_its_rows_of_the_head(command, hass_draft, tmp_path,
     assert torch.equal(weights["lm_head.weight"], hass_draft.lm_head.weight[kept])
 
 
-def change_vocabulary(folder, **changes):
-    file = folder / "vocabulary.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda folder: (folder / "vocabulary.json").unlink(), "vocabulary: found [Errno 2]"),
-        (lambda folder: change_vocabulary(folder, draft_vocab_size=61), "draft_vocab_size: found 61, expected fewer"),
-        (lambda folder: change_vocabulary(folder, draft_vocab_size=12), "d2t: found int64 (11,), expected"),
-        (lambda folder: change_vocabulary(folder, digest="0" * 16), "vocabulary: found a map with hash"),
+        (lambda file: file.unlink(), "vocabulary: found [Errno 2]"),
+        (
+            lambda file: edit(file, draft_vocab_size=61),
+            "draft_vocab_size: found 61, expected fewer",
+        ),
+        (lambda file: edit(file, draft_vocab_size=12), "d2t: found int64 (11,), expected"),
+        (lambda file: edit(file, digest="0" * 16), "vocabulary: found a map with hash"),
     ],
 )
 def test_another_vocabulary_is_refused(command, hass_draft, tmp_path, vocabulary, spoil, said):
-    spoil(vocabulary)
+    spoil(vocabulary / "vocabulary.json")
     code, found = command(save_draft(hass_draft, tmp_path / "draft"), tmp_path / "folded", "--vocabulary", vocabulary)
     assert (code, (tmp_path / "folded").exists()) == (2, False)
     assert said in found

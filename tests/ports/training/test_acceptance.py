@@ -1,7 +1,5 @@
 """Expected acceptance: its counts, and what chains drafted one after the other say of the same text."""
 
-import json
-
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +10,7 @@ from ports.training.alignment import Alignment
 from ports.training.data import collate, make_sample, pack
 from ports.training.loss import count_chains
 from ports.verifier.loading import load_verifier
-from tests.ports.conftest import TRAIN, enliven, settings_of
+from tests.ports.conftest import TRAIN, edit, enliven, settings_of
 from tests.ports.evaluate.plain import agreeing, continue_greedily, propose
 
 STEPS = 3
@@ -85,9 +83,7 @@ def test_what_is_counted_is_what_chains_from_every_place_have_accepted(
     fixture, port, judge, answered, tmp_path, alignment
 ):
     """Whichever alignment the draft is trained in, of one layer or two, on packed rows as on padded ones."""
-    file = fixture / f"draft_{port}.json"
-    layers = {"num_hidden_layers": 1 + (alignment == "chain")}
-    file.write_text(json.dumps(json.loads(file.read_text()) | layers))
+    edit(fixture / f"draft_{port}.json", num_hidden_layers=1 + (alignment == "chain"))
     values = {"cpdir": tmp_path / "cp", "forward_num_total": STEPS, "ttt_alignment": alignment, "noise": False}
     settings, train = settings_of(fixture, port, **values, bs=2, epoch=7, lr=5e-3), TRAIN[port][0]
     draft = enliven(train.build(settings))

@@ -1,6 +1,5 @@
 """From whatever names a draft to its config, for both algorithms, and every value that is refused on the way."""
 
-import json
 import shutil
 import warnings
 from pathlib import Path
@@ -15,7 +14,7 @@ from ports.training.alignment import Alignment
 from ports.training.draft_config import attach_verifier, check_sizes
 from ports.training.online import aux_layer_ids
 from ports.training.saving import save_draft
-from tests.ports.conftest import TRAIN, enliven, settings_of
+from tests.ports.conftest import TRAIN, edit, enliven, settings_of
 
 LOAD = {"eagle3": load_eagle3, "hass": load_hass}
 
@@ -43,12 +42,10 @@ def test_a_verifier_in_the_hubs_cache_is_named_by_its_id_and_another_by_its_plac
 
 @pytest.fixture
 def load(fixture):
-    """The fixture's draft config with some keys changed (None: taken out), loaded."""
+    """The fixture's draft config with some keys changed (an ellipsis takes one out), loaded."""
 
     def go(algorithm, alignment=Alignment.PROTOTYPE, steps=3, **changes):
-        file = fixture / f"draft_{algorithm}.json"
-        values = {**json.loads(file.read_text()), **changes}
-        file.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
+        edit(file := fixture / f"draft_{algorithm}.json", **changes)
         return LOAD[algorithm](str(file), str(fixture / "verifier"), steps, alignment)
 
     return go
@@ -76,10 +73,9 @@ def test_a_checkpoint_directory_and_its_config_file(load, checkpoint, fixture, a
 
 
 def test_named_feature_layers_are_kept_and_a_layer_may_be_qwen_3s(load, checkpoint, fixture):
-    file = checkpoint("eagle3") / "config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "eagle_aux_hidden_state_layer_ids": [1, 3, 6]}))
+    edit(file := checkpoint("eagle3") / "config.json", eagle_aux_hidden_state_layer_ids=[1, 3, 6])
     assert load_eagle3(str(file), str(fixture / "verifier"), 3).eagle_aux_hidden_state_layer_ids == [1, 3, 6]
-    layer = load("eagle3", model_type="qwen3", mlp_bias=None, pretraining_tp=None).transformer_layer_config
+    layer = load("eagle3", model_type="qwen3", mlp_bias=..., pretraining_tp=...).transformer_layer_config
     assert (layer.model_type, layer.head_dim, layer.layer_types) == ("qwen3", 12, ["full_attention"])
 
 
@@ -111,7 +107,7 @@ BAD = [
     (BOTH, "num_key_value_heads", 3, "4 heads, 3 key/value heads", "a divisor of num_attention_heads"),
     (EAGLE3, "speculators_model_type", "mtp", "mtp", "eagle3"),
     (HASS, "speculators_model_type", "eagle3", "eagle3", "hass"),
-    (EAGLE3, "draft_vocab_size", None, "nothing", "the number of tokens the draft can say"),
+    (EAGLE3, "draft_vocab_size", ..., "nothing", "the number of tokens the draft can say"),
     (EAGLE3, "draft_vocab_size", "23", "23", "the number of tokens the draft can say"),
     (EAGLE3, "draft_vocab_size", 0, "0", "1..61"),
     (EAGLE3, "draft_vocab_size", 62, "62", "1..61"),
@@ -125,7 +121,7 @@ OF_THE_LAYER = [
     {"head_dim": 7},
     *({"hidden_act": value} for value in ("sliu", ["silu"])),
     *({"rope_scaling": value} for value in ("x", {"rope_type": "nope"})),
-    *({"rms_norm_eps": "small"}, {"attention_bias": "yes"}, {"num_attention_heads": 5, "head_dim": None}),
+    *({"rms_norm_eps": "small"}, {"attention_bias": "yes"}, {"num_attention_heads": 5, "head_dim": ...}),
 ]
 
 
@@ -176,9 +172,9 @@ def test_a_speculators_config_that_trains_otherwise_is_refused(
     checkpoint, fixture, refuses, algorithm, changes, field, found, expected
 ):
     file = checkpoint(algorithm) / "config.json"
-    values = json.loads(file.read_text())
-    values["transformer_layer_config"] |= changes.get("layer", {}) | {"use_sliding_window": True}
-    file.write_text(json.dumps({**values, **{name: value for name, value in changes.items() if name != "layer"}}))
+    changes = {**changes}
+    layer = {**changes.pop("layer", {}), "use_sliding_window": True}
+    edit(file, lambda content: content["transformer_layer_config"].update(layer), **changes)
     with refuses(file, field, found, expected):
         LOAD[algorithm](str(file), str(fixture / "verifier"), 3)
 

@@ -1,6 +1,5 @@
 """The verifier beside the draft: the curve of stored features, without them."""
 
-import json
 import warnings
 
 import pytest
@@ -11,7 +10,7 @@ from ports.training.online import FeatureReader
 from ports.training.records import list_records
 from ports.training.runs import finish
 from ports.verifier.loading import load_verifier
-from tests.ports.conftest import data_of
+from tests.ports.conftest import data_of, edit
 from tests.ports.generate.test_same_curve import CURVE, Curve, distance
 
 ONLINE = 1e-6
@@ -51,10 +50,7 @@ def test_online_and_offline_curves_are_the_same(curve, tmp_path, algorithm):
     assert len(offline) == len(online) == 16
     assert distance(offline, online) < ONLINE
     if algorithm == "eagle3":
-        native = tmp_path / "native"
-        native.mkdir()
-        config = json.loads((tmp_path / "offline" / "model1" / "config.json").read_text())
-        (native / "config.json").write_text(json.dumps(config | {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}))
+        edit(native := tmp_path / "offline" / "model1" / "config.json", eagle_aux_hidden_state_layer_ids=[2, 4, 5])
         other = curve("eagle3", "other", online=True, configpath=str(native), verifier_dtype="float32")
         assert distance(offline, other) > 100 * CURVE
 
@@ -74,8 +70,7 @@ def test_an_online_run_resumes_to_the_bit_without_the_verifier_for_what_is_seen(
 
 
 def test_dialogues_beyond_the_verifiers_positions_are_said(start_run, fixture, tmp_path):
-    config = fixture / "verifier" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "max_position_embeddings": 11}))
+    edit(fixture / "verifier" / "config.json", max_position_embeddings=11)
     with pytest.warns(UserWarning, match="longer than the verifier's 11 positions; --max-length 11 cuts them"):
         start_run("hass", tmp_path / "a", online=True, epoch=0, verifier_dtype="float32").run()
     with warnings.catch_warnings():

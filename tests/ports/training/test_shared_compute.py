@@ -1,6 +1,5 @@
 """What changes no number: rows in no loss run forward alone, layers run again in the backward, halves are shared."""
 
-import json
 from functools import partial
 
 import pytest
@@ -17,6 +16,7 @@ from ports.training.alignment import Alignment
 from ports.training.attention import StepLayer
 from ports.training.data import collate, pack
 from ports.training.shared_compute import TrainedRows, can_split
+from tests.ports.conftest import edit
 
 MODELS = (ports.eagle3.model, ports.hass.model)
 
@@ -26,8 +26,7 @@ def prepared(lively, fixture):
     """An objective, and a batch of four samples."""
 
     def make(algorithm, lay=collate, layers=1, **changes):
-        file = fixture / f"draft_{algorithm}.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), "num_hidden_layers": layers}))
+        edit(fixture / f"draft_{algorithm}.json", num_hidden_layers=layers)
         objective, samples = lively(algorithm, **changes)
         assert len(objective.draft.layers) == layers
         return objective.train(), lay([samples[index] for index in range(4)])

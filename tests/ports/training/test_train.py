@@ -11,7 +11,7 @@ from speculators import SpeculatorModel
 from ports.errors import InputError
 from ports.evaluate.drafter import open_draft
 from ports.training.saving import load_weights
-from tests.ports.conftest import TRAIN
+from tests.ports.conftest import TRAIN, edit
 from tests.ports.training.conftest import PREFIX
 
 HASS_ALONE = {"train/ploss", "train/topkloss"}
@@ -34,13 +34,6 @@ def only(port):
 
 def metrics(cpdir):
     return [json.loads(line) for line in (cpdir / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def change_draft(fixture, port):
-    """Other values in the draft's config."""
-    file = fixture / f"draft_{port}.json"
-    return lambda **values: file.write_text(json.dumps({**json.loads(file.read_text()), **values}))
 
 
 def test_main_trains_logs_and_writes_checkpoints_with_the_tokenizer(main, port, flags, fixture, tmp_path, capsys):
@@ -77,8 +70,8 @@ def test_the_seed_decides_the_run(main, flags, tmp_path, reset_accelerator):
 
 
 @only("eagle3")
-def test_a_draft_that_says_the_whole_vocabulary(main, flags, change_draft, fixture, tmp_path):
-    change_draft(draft_vocab_size=61)
+def test_a_draft_that_says_the_whole_vocabulary(main, flags, fixture, tmp_path):
+    edit(fixture / "draft_eagle3.json", draft_vocab_size=61)
     np.save(fixture / "t2d.npy", np.ones(61, bool))
     np.save(fixture / "d2t.npy", np.zeros(61, np.int64))
     assert main(flags()) == 0

@@ -1,18 +1,17 @@
 """``--from-checkpoint``: the weights of a draft of the same verifier and vocabulary are where a run begins."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ports.eagle3 import train as eagle3
 from ports.training.saving import save_draft
 from ports.training.settings import HassSettings
 from ports.training.warm import start_from
-from tests.ports.conftest import TRAIN, enliven, settings_of
+from tests.ports.conftest import TRAIN, edit, edit_tensors, enliven, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +62,11 @@ def test_what_can_be_gone_on_from_is(saved, start_run, run_until, tmp_path, caps
 
 
 def change(directory, act):
-    file = directory / "config.json"
-    told = json.loads(file.read_text())
-    act(told)
-    file.write_text(json.dumps(told))
+    edit(directory / "config.json", act)
 
 
 def tensors(directory, act):
-    file = directory / "model.safetensors"
-    held = load_file(file)
-    act(held)
-    save_file(held, file, {"format": "pt"})
+    edit_tensors(directory / "model.safetensors", act)
 
 
 def elsewhere(directory, verifier):

@@ -1,6 +1,5 @@
 """Code that lies beside a verifier's weights: nobody is asked whether to run it, and it runs by a flag alone."""
 
-import json
 import os
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
 from ports.verifier.loading import check_verifier, load_verifier, verifier_parameters
 from ports.verifier.tokenizer import open_tokenizer
+from tests.ports.conftest import edit
 
 CODE = """
 from pathlib import Path
@@ -57,10 +57,6 @@ def own(fixture, trace, asked, tmp_path):
     edit(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]})
     edit(folder / "tokenizer_config.json", tokenizer_class="OwnTokenizer")
     return str(folder)
-
-
-def edit(file, **values):
-    file.write_text(json.dumps(json.loads(file.read_text()) | values))
 
 
 OPENED = {

@@ -16,7 +16,7 @@ from ports.verifier.fingerprint import cache_directory, verifier_fingerprint
 from ports.verifier.logits import VerifierHead
 from ports.verifier.tokenizer import open_tokenizer, tokenizer_files, tokenizer_fingerprint
 from ports.verifier.weights import check_weights_present
-from tests.ports.conftest import TRAIN, settings_of
+from tests.ports.conftest import TRAIN, edit, settings_of
 
 INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00002.safetensors"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -184,14 +184,14 @@ def test_a_verifier_is_known_by_its_tensors_and_not_by_its_shards(folder):
 
 
 def edits(name, **values):
-    """Values of a JSON file; None takes one away."""
+    """Values of a JSON file; an ellipsis takes one away."""
 
-    def edit(folder):
-        file = folder / name
-        content = (json.loads(file.read_text()) if file.is_file() else {}) | values
-        file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}, indent=3))
+    def change(folder):
+        if not (folder / name).exists():
+            (folder / name).write_text("{}")
+        edit(folder / name, **values)
 
-    return edit
+    return change
 
 
 ANOTHER = {
@@ -208,7 +208,7 @@ THE_SAME = {
     "cache": edits("config.json", use_cache=False),
     "layout": edits("config.json"),
     "notes": lambda folder: (folder / "README.md").write_text("notes"),
-    "dtype": lambda folder: edits("config.json", torch_dtype=dtype_in(folder), dtype=None)(folder),
+    "dtype": lambda folder: edits("config.json", torch_dtype=dtype_in(folder), dtype=...)(folder),
 }
 
 
