@@ -5,6 +5,7 @@ import functools
 import gc
 import os
 import random
+import shutil
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from loguru import logger
 
 from tests.forked import Forked, serve, write_clients
 
-__all__ = ["a_card", "fork", "fresh_dynamo", "known_state", "programs", "tf32"]
+__all__ = ["a_card", "built", "fork", "fresh_dynamo", "known_state", "place", "programs", "tf32"]
 
 speculators.config.version = functools.cache(speculators.config.version)  # every config asks, milliseconds each time
 gc.freeze()  # a collection need not look through the libraries
@@ -72,6 +73,20 @@ def fork(tmp_path):
     yield start
     for process in running:
         process.kill_all()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """See :mod:`tests.place`; to be left as it is."""
+    from tests.place import build
+
+    return build(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture
+def place(built, tmp_path):
+    """A copy that a test may break."""
+    return type(built)(Path(shutil.copytree(built.root, tmp_path / "place")))
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,7 @@
 
 import pytest
 
-from tests import place
 from tests.fuzz import COUNT, fuzz
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    return place.build(tmp_path_factory.mktemp("built"))
 
 
 @pytest.mark.parametrize("number", range(COUNT))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -69,7 +70,6 @@ BAD = {
     "run --recordings /no/where": "error: /no/where: recordings: found no such folder",
     "run --recordings {tmp}": "one/meta.json: dtype: found 'fp8'",
     "run -k a!b": "error: command line: -k: found 'a!b', expected words joined by and, or, not, parentheses",
-    "run -k __import__('os')": "error: command line: -k: found",
     "run eagle3 --checks speed -k none": "checks: found speed, expected of environment",
     "record --prototype /no/where --output {tmp} -k eagle3_fp32_k1": "research/eagle3",
     "record eagle3": "--original: found nothing, expected a checkout: git clone",
@@ -124,16 +124,9 @@ def test_what_goes_wrong_outside_is_a_line(error, code, said, command, monkeypat
     assert complaint.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("line", "code", "said"),
-    [
-        ("run --nosuch", 2, "Usage:"),
-        ("run --help", 0, "--recordings"),
-    ],
-)
-def test_a_command_line_is_read_or_explained(line, code, said, command, capsys):
-    assert command(*line.split()) == code
-    assert said in "".join(capsys.readouterr())
+def test_the_help_names_the_options(command, capsys):
+    assert command("run", "--help") == 0
+    assert "--recordings" in capsys.readouterr().out
 
 
 def test_a_recorded_case_passes(command, tmp_path):
@@ -176,7 +169,7 @@ def test_the_doctor_tells_another_checkout_file_by_file(command, tmp_path, monke
     assert command("doctor", "--original", tmp_path) == 0
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("original: ")]
     assert len(told) == len(files) > 2
-    assert all(": found " in line and ", expected " in line for line in told)
+    assert all(re.search(r"\.py: found \w{64}, expected \w{64}$", line) for line in told)
     monkeypatch.setattr(parity.cli, "find_pair", lambda name: replace(find_pair(name), verify=lambda root: []))
     assert command("doctor", "--original", tmp_path) == 0
     assert f"original: {tmp_path} holds the commit's files" in capsys.readouterr().out

@@ -12,22 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from ports.spellings import public_name
-from tests import place as places
 from tests.ports.conftest import edit, edit_tensors
 
 NOWHERE = "/proc/no/such"
 """A folder that nobody can make anything in."""
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    return places.build(tmp_path_factory.mktemp("place"))
-
-
-@pytest.fixture
-def place(built, tmp_path):
-    """A copy that a test may break."""
-    return places.Place(Path(shutil.copytree(built.root, tmp_path / "place")))
 
 
 def fifo(name):

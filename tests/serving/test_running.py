@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from ports.serving.bench import main
 from ports.verifier.interfaces import installed
 from ports.verifier.vllm import VLLM_ENVIRONMENT
 from tests.needs import VLLM
+from tests.processes import free_port
 from tests.serving.conftest import LENGTH, NUM_PROMPTS, ROOT, evaluated
 
 pytestmark = VLLM
@@ -45,10 +45,7 @@ def server(serve, trained, tmp_path):
     facts = draft_facts(trained.draft, str(trained.verifier))
     page = Names(trained.draft.parent).render("draft.md.j2", **facts, trusted=False)
     (line,) = [line for line in page.splitlines() if line.startswith("vllm serve ")]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [*shlex.split(line), "--enforce-eager", "--max-model-len", "128", "--port", str(port)]
+    words = [*shlex.split(line), "--enforce-eager", "--max-model-len", "128", "--port", port := free_port()]
     paths = {
         "PYTHONPATH": f"{ROOT}:{metadata(tmp_path / 'metadata')}",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -74,6 +74,11 @@ class StopAfter(Observer):
         self.lines.append(line)
 
 
+def metrics(cpdir):
+    """The lines of a run's log."""
+    return [json.loads(line) for line in (cpdir / "metrics.jsonl").read_text().splitlines()]
+
+
 def words_of(fixture, algorithm, cpdir, *switches, **changes):
     """A command line for either algorithm; of what is None the flag alone."""
     values = {**data_of(fixture, algorithm), "cpdir": cpdir, "bs": 1, "lr": 1e-3, "epoch": 0, "num_workers": 0}

@@ -10,6 +10,7 @@ from accelerate import Accelerator, DistributedType
 import ports.training.launch as launch
 from ports.errors import InputError
 from tests.ports.conftest import TRAIN
+from tests.ports.training.conftest import metrics
 
 NUMERICS = {"threads": 1, "tf32": False, "matmul_precision": "highest", "deterministic": False}
 DEEPSPEED = {"distributed_type": DistributedType.DEEPSPEED}
@@ -105,7 +106,7 @@ def test_tensorboard_gets_the_same_numbers(run_to_the_end, tmp_path):
     run_to_the_end("eagle3", tmp_path / "run", log_with=["tensorboard"], val_fraction=0.4)
     (file,) = [path for path in tmp_path.rglob("events.out.*") if path.parent.name == "speculator-ports"]
     events = EventAccumulator(str(file)).Reload()
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = metrics(tmp_path / "run")
     for name, read in READ.items():
         kept = [(line["step"], read(line)) for line in lines if read(line) is not None]
         found = [(event.step, event.value) for event in events.Scalars(name)]

@@ -1,6 +1,5 @@
 """The loop, driven through Eagle3's run on the tiny fixture, and what it logs and prints."""
 
-import json
 import math
 import time
 import weakref
@@ -13,6 +12,7 @@ from ports.eagle3 import train as eagle3
 from ports.errors import InputError
 from ports.training.metrics import PassClock, PassTotals, log_entry
 from ports.training.observer import Observer
+from tests.ports.training.conftest import metrics
 
 
 class Watch(Observer):
@@ -120,7 +120,7 @@ def test_epoch_n_makes_n_plus_1_passes_and_everything_is_told(train):
     assert watch.lines[0] == "training on 6 examples total"
     assert [line.split(",")[0] for line in watch.lines[1::2]] == ["Epoch [1/2]", "Epoch [2/2]", "Epoch [3/2]"]
     assert [path.name for path in sorted(watch.settings.cpdir.glob("model*"))] == ["model0", "model1", "model2"]
-    rows = [json.loads(line) for line in (watch.settings.cpdir / "metrics.jsonl").read_text().splitlines()]
+    rows = metrics(watch.settings.cpdir)
     assert rows == [{"step": record.micro_batch, **record.logged} for record in watch.records]
     for row, record in zip(rows, watch.records):
         assert record.loss == pytest.approx(sum(record.step_losses), rel=1e-6)
@@ -208,7 +208,7 @@ def test_what_a_pass_waited_is_printed_and_logged_where_it_is_asked_for(train):
     (said,) = [line for line in asked.lines if line not in plain.lines]
     assert said.startswith("Data wait: ")
     assert said.endswith("%), padding 25.8%")
-    *others, last = [json.loads(line) for line in (asked.settings.cpdir / "metrics.jsonl").read_text().splitlines()]
+    *others, last = metrics(asked.settings.cpdir)
     assert others == [{"step": record.micro_batch, **record.logged} for record in plain.records]
     assert last.keys() == {"step", "pass/seconds", "pass/data_wait", "pass/padding"}
     assert last["pass/padding"] == pytest.approx(1 - 46 / (2 * (9 + 12 + 10)))

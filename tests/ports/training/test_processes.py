@@ -17,7 +17,7 @@ from speculators import SpeculatorModel
 import ports.torchrun
 from ports.errors import InputError
 from ports.training.checkpoint import OPTIMIZER, read_state
-from tests.ports.training.conftest import PREFIX, Left
+from tests.ports.training.conftest import PREFIX, Left, metrics
 from tests.ports.training.ranks import Gradients, gradients_file, refused_file
 from tests.processes import await_end_of, children, family, free_port, wait_for
 
@@ -88,17 +88,13 @@ def run_ranks(torchrun, tmp_path):
     return go
 
 
-def curve(cpdir):
-    return [json.loads(line) for line in (cpdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def gap(found, wanted):
     assert found.keys() == wanted.keys()
     return max(float((found[name] - wanted[name]).abs().max() / wanted[name].abs().max()) for name in wanted)
 
 
 def validated(cpdir):
-    return [line for line in curve(cpdir) if "val_loss" in line]
+    return [line for line in metrics(cpdir) if "val_loss" in line]
 
 
 def unequal_masks(folder):
@@ -168,7 +164,7 @@ def one_loss_online_in_bf16(start_run, fixture, folder):
     """Every process has the verifier, and what autocast keeps in float32 stays in it."""
     asked = {**ONLINE, "shuffle": False, "noise": False, "bs": 2, "val_dir": held(fixture / "data_eagle3")}
     start_run("eagle3", folder / "online", **asked).run()
-    (step, *looks), (whole, *wanted) = curve(folder / "online_pair"), curve(folder / "online")
+    (step, *looks), (whole, *wanted) = metrics(folder / "online_pair"), metrics(folder / "online")
     assert step["train/loss"] == pytest.approx(whole["train/loss"], rel=1e-5)
     assert [look["val_loss"] for look in looks] == [pytest.approx(look["val_loss"], rel=1e-4) for look in wanted]
 
@@ -189,7 +185,7 @@ def same_as_one_process(folder, algorithm, gradients_of):
     assert looked_at["pair"].keys() >= looked_at["big"].keys(), "saved right after a validation"
     grads = {name: gradients_of(cpdir) for name, cpdir in cpdirs.items()}
     measured = {name: gap(grads["pair"], grads[name]) for name in ("big", "accumulated")}
-    lines, wanted = ([line for line in curve(cpdirs[name]) if "train/loss" in line] for name in ("pair", "big"))
+    lines, wanted = ([line for line in metrics(cpdirs[name]) if "train/loss" in line] for name in ("pair", "big"))
     assert len(lines) == len(wanted) == 3
     looks, looked = validated(cpdirs["pair"]), validated(cpdirs["big"])
     assert [look["steps"] for look in looks] == [2, 3]
@@ -301,7 +297,7 @@ def options_of(words, tmp_path):
 
 def options_learn_the_same(tmp_path):
     """Grouped batches padded, and the same packed and recomputed: one curve, and the time that was waited for data."""
-    packed, padded = (curve(tmp_path / name) for name in ("packed", "padded"))
+    packed, padded = (metrics(tmp_path / name) for name in ("packed", "padded"))
     told = [line for line in packed if "pass/data_wait" in line]
     assert [line["pass/padding"] for line in told] == [0, 0]
     learned = [line for line in packed if line not in told]

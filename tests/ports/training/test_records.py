@@ -17,6 +17,7 @@ from ports.generate.records import write_record
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.training.records import KEY, RecordInfo, list_records, parse_info, read_record
 from ports.verifier.fingerprint import verifier_fingerprint
+from tests.mutants import Bomb
 
 WIDTHS = {"hidden_state": 6, "target": 2}
 INFO = RecordInfo(
@@ -179,14 +180,6 @@ def test_what_is_no_record_is_refused(tmp_path, refuses, name, put, found, expec
         read_record(tmp_path / name, WIDTHS, 10)
 
 
-class Touch:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mknod, (self.path,)
-
-
 SAVES = [
     torch.save,
     lambda value, path: path.write_bytes(pickle.dumps({"a": value["target"]}, 2)),
@@ -197,7 +190,7 @@ SAVES = [
 @pytest.mark.parametrize("save", SAVES)
 def test_a_record_cannot_run_code(tmp_path, refuses, save):
     path, trace = tmp_path / "a.ckpt", tmp_path / "executed"
-    save({**good(), "target": Touch(str(trace))}, path)
+    save({**good(), "target": Bomb(trace)}, path)
     with refuses(path, "file", "a pickle of more than tensors", "a whole file of plain tensors") as refusal:
         read_record(path, WIDTHS, 10)
     assert not trace.exists()

@@ -116,8 +116,6 @@ def test_a_bad_file_is_refused(tmp_path, yaml_file, refuses, content, field, fou
 
 WORDS = [
     ([*NEEDED, "--config"], "--config", "requires an argument", "YAML file"),
-    ([*NEEDED, "--learning_rate", "1"], "--learning-rate", "No such option", "--lr"),
-    ([*NEEDED, "--rate_of_learning", "1"], "--rate-of-learning", "No such option", "--help lists"),
     ([*NEEDED, "--lr", "-1"], "--lr", "'-1'", "greater than 0"),
     ([*NEEDED, "--lr", "inf"], "--lr", "'inf'", "a finite number"),
     ([*NEEDED, "--log_with", "csv"], "--log-with.0", "'csv'", "'tensorboard'"),
@@ -132,7 +130,6 @@ WORDS = [
         for name in ("batch-size", "ttt-steps", "gradient-accumulation-steps", "max-steps", "max-length", "epochs")
     ),
     *(([*NEEDED, f"--{name}=-1"], f"--{name}", "'-1'", "greater than") for name in ("epoch", "num-workers")),
-    ([*NEEDED, "--ttt_alignment", "own"], "--ttt-alignment", "'own'", "'prototype'"),
     ([*NEEDED, "--mixed_precision", "fp16"], "--mixed-precision", "'fp16'", "'no'"),
 ]
 

@@ -1,7 +1,5 @@
 """Either entry point: what it writes and logs, what decides a run, how gradients are clipped, and what it refuses."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from ports.errors import InputError
 from ports.evaluate.drafter import open_draft
 from ports.training.saving import load_weights
 from tests.ports.conftest import TRAIN, edit
-from tests.ports.training.conftest import PREFIX
+from tests.ports.training.conftest import PREFIX, metrics
 
 HASS_ALONE = {"train/ploss", "train/topkloss"}
 LOGGED = {"step", "train/lr", "train/loss", "train/acc"} | {f"train/top_{k}_acc" for k in (1, 2, 3)}
@@ -30,10 +28,6 @@ def main(port):
 
 def only(port):
     return pytest.mark.parametrize("port", [port], indirect=True)
-
-
-def metrics(cpdir):
-    return [json.loads(line) for line in (cpdir / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_main_trains_logs_and_writes_checkpoints_with_the_tokenizer(main, port, flags, fixture, tmp_path, capsys):

@@ -20,16 +20,10 @@ from ports.hass import train as hass
 from ports.hass.objective import HassObjective
 from ports.training.data import pack
 from ports.training.settings import HassSettings
-from tests.place import build
 
 ROW = 128
 EAGER = "--loss-implementation", "eager"
 """Without Triton."""
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("place"))
 
 
 @pytest.fixture
@@ -64,17 +58,17 @@ def words(place, folder, *more, algorithm="hass"):
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("algorithm", "kind"), [("hass", HassDraftModel), ("eagle3", Eagle3DraftModel)])
-def test_speculators_train_trains_and_saves_it(place, on_a_cpu, tmp_path, algorithm, kind):
+def test_speculators_train_trains_and_saves_it(built, on_a_cpu, tmp_path, algorithm, kind):
     """Eagle3 goes on from a checkpoint of the port, HASS begins."""
-    cli.main(TrainConfig.resolve(words(place, tmp_path / "saved", algorithm=algorithm)))
+    cli.main(TrainConfig.resolve(words(built, tmp_path / "saved", algorithm=algorithm)))
     draft = SpeculatorModel.from_pretrained(tmp_path / "saved" / "1")
     assert type(draft) is kind
     first = SpeculatorModel.from_pretrained(tmp_path / "saved" / "0")
     assert not torch.equal(draft.fc.weight, first.fc.weight)
     said = draft.config.speculators_config
     found = said.algorithm, said.verifier.name_or_path, said.proposal_methods[0].speculative_tokens
-    assert found == (algorithm, str(place.verifier), 2)
-    (table,) = load_model_layers(["embed_tokens.weight"], str(place.verifier)).values()
+    assert found == (algorithm, str(built.verifier), 2)
+    (table,) = load_model_layers(["embed_tokens.weight"], str(built.verifier)).values()
     assert torch.equal(draft.embed_tokens.weight, table.to(draft.embed_tokens.weight.dtype))
     found = json.loads((tmp_path / "saved" / "1" / "val_metrics.json").read_text())
     assert found["loss_epoch"] > 0
@@ -82,10 +76,10 @@ def test_speculators_train_trains_and_saves_it(place, on_a_cpu, tmp_path, algori
 
 
 @pytest.mark.parametrize("alignment", ["chain", "prototype"])
-def test_its_forward_gives_the_loss_and_gradients_of_the_ports_loop(place, tmp_path, alignment):
+def test_its_forward_gives_the_loss_and_gradients_of_the_ports_loop(built, tmp_path, alignment):
     """On three documents and padding in one row, as that trainer's loader lays them."""
-    values = {"basepath": str(place.verifier), "configpath": str(place.root / "draft_hass.json"), "noise": False}
-    values |= {"tmpdir": place.root / "arrow", "cpdir": tmp_path / "cp", "ttt_alignment": alignment}
+    values = {"basepath": str(built.verifier), "configpath": str(built.root / "draft_hass.json"), "noise": False}
+    values |= {"tmpdir": built.root / "arrow", "cpdir": tmp_path / "cp", "ttt_alignment": alignment}
     settings = HassSettings(**values, forward_num_total=3)
     draft = hass.build(settings)
     dataset = hass.build_dataset(settings, draft.config)
@@ -93,7 +87,7 @@ def test_its_forward_gives_the_loss_and_gradients_of_the_ports_loop(place, tmp_p
     wanted.backward_loss.backward()
     expected = {name: value.grad for name, value in draft.named_parameters() if value.grad is not None}
     draft.zero_grad()
-    theirs = ArrowDataset(ROW, place.root / "arrow", on_missing="raise", hidden_states_dtype=torch.float32)
+    theirs = ArrowDataset(ROW, built.root / "arrow", on_missing="raise", hidden_states_dtype=torch.float32)
     row = CollateFn(ROW, draft.config.transformer_layer_config.hidden_size, 0, torch.float32)(
         [theirs[i] for i in range(3)]
     )
@@ -109,8 +103,8 @@ def test_its_forward_gives_the_loss_and_gradients_of_the_ports_loop(place, tmp_p
         assert float((found - gradient).abs().max()) <= 1e-6 * float(gradient.abs().max()), name
 
 
-def test_a_row_of_padding_alone_has_a_loss_without_effect(place):
-    draft = SpeculatorModel.from_pretrained(place.root / "trained_hass")
+def test_a_row_of_padding_alone_has_a_loss_without_effect(built):
+    draft = SpeculatorModel.from_pretrained(built.root / "trained_hass")
     width = draft.config.transformer_layer_config.hidden_size
     _, loss, _ = draft(**CollateFn(ROW, width, 0, torch.float32)([]), ttt_steps=2)
     loss.backward()
@@ -127,6 +121,6 @@ def test_a_row_of_padding_alone_has_a_loss_without_effect(place):
     ],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_what_it_cannot_follow_is_refused(place, on_a_cpu, tmp_path, options, field):
+def test_what_it_cannot_follow_is_refused(built, on_a_cpu, tmp_path, options, field):
     with pytest.raises(InputError, match=field):
-        cli.main(TrainConfig.resolve(words(place, tmp_path / "saved", *options)))
+        cli.main(TrainConfig.resolve(words(built, tmp_path / "saved", *options)))
