@@ -217,29 +217,6 @@ def test_a_clip_that_the_port_says_is_held_to_the_original_s_own():
     }
 
 
-def test_a_parameter_in_the_other_group_is_named():
-    """And what one step's decay makes of it."""
-    original, port = (Side(Net, optimizer=lambda ps, n=n: decaying(ps, 0, n)) for n in (2, 3))
-    report = compare_sides(original, port, batches())
-    assert report.failed == ("configuration", "optimizer_step")
-    row = next(row for row in report.rows if row.compared and not row.passed)
-    assert row.detail.endswith(
-        "weight_decay 0.01: down.weight; found weight_decay 0.01, expected weight_decay 0.0: down.bias"
-    )
-
-
-def test_a_rate_set_by_hand_is_the_one_that_is_used():
-    def step(module, optimizer):
-        made = int(optimizer.state[module.up.bias].get("step", 0))
-        optimizer.param_groups[0].update(lr=1e-3 * 0.9**made)
-        optimizer.step()
-
-    by_hand = Side(Net, step=step, rate=lambda n: 1e-3 * 0.9**n)
-    compare_sides(by_hand, by_hand, batches()).raise_if_failed()
-    trace = trace_side(by_hand, batches())
-    assert [point.lr_used for point in trace.curve] == [1e-3 * 0.9**n for n in range(5)]
-
-
 def test_a_velocity_that_nobody_saves_is_found_by_resume():
     assert compare_sides(Side(Net, step=momentum), Side(Net, step=momentum), batches()).failed == ("resume",)
 

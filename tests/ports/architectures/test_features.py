@@ -8,7 +8,6 @@ from ports.estimate import EstimateSettings, estimate
 from ports.generate.records import geometry_of
 from ports.training.online import FeatureReader
 from ports.training.records import list_records, read_record
-from ports.verifier.config import verifier_config
 from ports.verifier.loading import load_verifier
 from tests.ports.conftest import edit
 
@@ -17,14 +16,6 @@ LAYERS = [3, 4, 5]
 
 def texts(tiny):
     return [read_record(file, {}, 512)["input_ids"] for file in list_records(tiny.folder / "data_eagle3")]
-
-
-def test_the_text_models_config_is_read(tiny):
-    config = verifier_config(str(tiny.verifier))
-    expected = tiny.architecture.text_config
-    assert (config.hidden_size, config.vocab_size, config.num_hidden_layers) == (64, 512, 7)
-    assert config.model_type == expected["model_type"]
-    assert geometry_of("eagle3", str(tiny.verifier)).layers == LAYERS
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -36,6 +36,7 @@ from ports.training.checkpoint import (
 )
 from ports.training.resume import newest_intact
 from ports.training.saving import load_weights, save_draft, write_published
+from tests.ports.generate.conftest import contents
 
 PHASES = {
     "the log": (os, "fsync", 1),
@@ -50,10 +51,6 @@ PHASES = {
     "moving the new one in": (os, "rename", 2),
 }
 CODES = [errno.ENOSPC, errno.EIO, errno.EACCES]
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def fails(code):

@@ -104,16 +104,6 @@ def test_records_are_grouped_by_what_they_weigh_on_the_disk(fixture, tmp_path):
     assert record_sizes([tmp_path / "gone"]) == [0]
 
 
-def test_a_resume_that_forgot_the_pass_would_be_seen(run_until, run_to_the_end, tmp_path, monkeypatch):
-    """Where a grouped run must end as it would have, as in ``test_exact_resume.py``: every pass draws the first's."""
-    options = {"group_by_length": True, "bs": 1, "epoch": 1, "noise": False}
-    expected = run_to_the_end("eagle3", tmp_path / "straight", **options)
-    run_until("eagle3", tmp_path / "stopped", 8, **options)
-    monkeypatch.setattr(LengthGroupedSampler, "set_epoch", lambda self, epoch: None)
-    found = run_to_the_end("eagle3", tmp_path / "stopped", ckpt_path=Path("auto"), **options)
-    assert "metrics" in expected.differs_from(found)
-
-
 def test_keyed_noise_depends_on_seed_pass_and_sample_alone(dataset):
     def noisy(sample=0, epoch=0, seed=0):
         records = dataset(noise=True, noise_stream="keyed", seed=seed)
