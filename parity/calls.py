@@ -58,6 +58,11 @@ def tensors_of(value: Any, place: str = "") -> dict[str, Tensor]:
     return {where: tensor for at, part in inside for where, tensor in tensors_of(part, at).items()}
 
 
+def equal_tensors(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> bool:
+    """Are they the same under the same names, to the bit?"""
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def _parts(value: Any) -> Iterable[tuple[Any, Any]]:
     """What a structure holds, each with its name or number; types that torch's pytrees know have numbers."""
     flex = sys.modules.get("torch.nn.attention.flex_attention")

@@ -180,7 +180,7 @@ def _one_sided(evidence: TracePair) -> list[Row]:
     subject, (expected, found) = evidence.subject("forward"), map(_counts, evidence.traces)
     remedies = "the original alone calls it: None in the name map", "the port alone calls it: only_port in the name map"
     rows = [
-        subject.row("calls", module, None, None, False, f"{remedy}, if that is right")
+        subject.failed("calls", module, f"{remedy}, if that is right")
         for mine, theirs, remedy in ((expected, found, remedies[0]), (found, expected, remedies[1]))
         for module in sorted({*mine} - {*theirs})
         if not any(inside_of(name, module) for name in mine) and _is_wanted(evidence, module)
@@ -352,4 +352,4 @@ def run_check(evidence: TracePair, check: Check) -> list[Row]:
     rows = [row if row.against is not Against.PROTOTYPE else replace(row, against=check.against) for row in rows]
     rows = [row.uncounted(Status.GIVEN) if row.tensor in evidence.handed else row for row in rows]
     rows = [replace(row, beside=True) for row in rows] if evidence.beside else rows
-    return rows or [subject.row("comparisons", "", None, None, False, "nothing compared")]
+    return rows or [subject.failed("comparisons", "", "nothing compared")]

@@ -187,7 +187,7 @@ def _keep(side: Any, pair: Pair, case: Any, output: Path, left_out: Collection[s
         except InputError:
             raise
         except Exception as error:  # whatever the code of a side raises
-            raise SideError(raised(RowKey("run", case.name, side.name), error).detail) from error
+            raise SideError(raised(RowKey.of_side(case.name, side.name), error).detail) from error
         if side is pair.port and pair.extend is not None:
             pair.extend(case, ran.trace)
         typer.echo(write_trace(ran.trace.without(left_out), output / (case.name or pair.name)))

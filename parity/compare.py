@@ -35,6 +35,15 @@ class RowKey:
             self.check, self.case, self.run, quantity, tensor, measured, allowed, status, detail, against=self.against
         )
 
+    @classmethod
+    def of_side(cls, case: str, side: str, check: str = "run") -> RowKey:
+        """Of what a side does by itself."""
+        return cls(check, case, side, Against.SELF_CONSISTENCY)
+
+    def failed(self, quantity: str, tensor: str, detail: str, allowed: float | None = None) -> Row:
+        """A row without a number: there was nothing to measure."""
+        return self.row(quantity, tensor, None, allowed, False, detail)
+
     def silent(self, quantity: str, tensor: str, measured: float | None, allowed: float | None, reason: str) -> Row:
         """A row that says nothing: what it compares cannot be told from rounding."""
         row = self.row(quantity, tensor, measured, allowed, True, reason)
@@ -112,10 +121,10 @@ def compare(
     shape, bound = expected.shape, tolerance.bound
     if found.shape != shape:
         detail = f"shape {tuple(found.shape)}, expected {tuple(shape)}"
-        return subject.row(quantity, name, None, bound, False, detail)
+        return subject.failed(quantity, name, detail, bound)
     mine, theirs = (side.detach().cpu().flatten() for side in (expected, found))
     if mine.numel() == 0:
-        return subject.row(quantity, name, None, bound, False, "nothing compared")
+        return subject.failed(quantity, name, "nothing compared", bound)
     difference = _difference(mine, theirs, tolerance.kind)
     measured = float(difference.sum() if tolerance.kind is Kind.EQUAL else difference.max())
     measured = relative(mine, theirs) if tolerance.kind is Kind.RMS else measured
@@ -161,7 +170,7 @@ def compare_named(
     """
     if expected is None or found is None:
         detail = "missing" if found is None else "unexpected: the original has none"
-        return subject.row(quantity, name, None, tolerance.bound, False, detail)
+        return subject.failed(quantity, name, detail, tolerance.bound)
     if not (expected.is_floating_point() or expected.is_complex()):
         row = compare(subject, quantity, name, expected, found, EXACT)
         flips = tolerance.kind is Kind.RMS and tolerance.bound >= SAYS_NOTHING and row.measured is not None
@@ -194,7 +203,7 @@ def compare_groups(
     """Compare tensors by name; a name on one side only fails, and so does an empty expectation."""
     rows = []
     if not expected:
-        rows.append(subject.row(quantity, "", None, tolerance.bound, False, "nothing to compare with"))
+        rows.append(subject.failed(quantity, "", "nothing to compare with", tolerance.bound))
     names = sorted({*expected, *found})
     rows += [compare_named(subject, quantity, name, expected.get(name), found.get(name), tolerance) for name in names]
     return rows

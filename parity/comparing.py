@@ -19,7 +19,6 @@ from parity.run import KitReport, joined, run_pair
 from parity.side import AnySide
 from parity.tolerances import Tolerances
 from parity.trace import META, Trace, read_trace
-from parity.verdict import Against
 
 TRACED = tuple(name for name in NAMES if name not in ("round_trip", "resume"))
 """Checks that two traces are enough for."""
@@ -108,9 +107,7 @@ def compare_folders(
     for name in sorted({*sides[0], *sides[1]}):
         if name not in sides[0] or name not in sides[1]:
             missing = f"missing in {port if name in sides[0] else original}"
-            results[0].rows.append(
-                RowKey("trace", name, "trace", Against.SELF_CONSISTENCY).row("trace", "", None, None, False, missing)
-            )
+            results[0].rows.append(RowKey.of_side(name, "trace", "trace").failed("trace", "", missing))
             continue
         pair = read_trace(sides[0][name]), read_trace(sides[1][name])
         results.append(compare_traces(*pair, names=names, tolerances=tolerances, checks=checks))

@@ -97,7 +97,7 @@ def _counts(subject: RowKey, name: str, expected: Sequence[int], found: Sequence
     """Counts that must be equal but for those that near ties decide; measured is what lies beyond these."""
     if len(expected) != len(found) or not expected:
         detail = f"{len(found)} points, expected {len(expected)}" if expected or found else "nothing compared"
-        return subject.row("hits", name, None, 0.0, False, detail)
+        return subject.failed("hits", name, detail, 0.0)
     gaps = [abs(mine - theirs) for mine, theirs in zip(expected, found)]
     beyond = [max(0, gap - allowed) for gap, allowed in zip(gaps, ties)]
     worst = beyond.index(max(beyond))

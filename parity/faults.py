@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer, lr_scheduler
 
-from parity.calls import tensors_of, with_tensors
+from parity.calls import equal_tensors, tensors_of, with_tensors
 from parity.observe import replaced
 from parity.plants import (
     Fault,
@@ -138,7 +138,7 @@ def _twice() -> Plant:
         def fed(number: int, batch: Any) -> Any:
             if number == 0:
                 first[:] = [with_tensors(batch, Tensor.clone)]
-            if number != 1 or _same(batch, first[0]):
+            if number != 1 or equal_tensors(*map(tensors_of, (batch, first[0]))):
                 return batch
             ground.place = "batch 1"
             return first[0]
@@ -147,11 +147,6 @@ def _twice() -> Plant:
         yield
 
     return plant
-
-
-def _same(*batches: Any) -> bool:
-    mine, theirs = map(tensors_of, batches)
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def _turned(number: int, batch: Any) -> Any:

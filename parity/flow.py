@@ -18,7 +18,7 @@ def check_gradient_flow(evidence: TracePair) -> list[Row]:
     subject, expected = evidence.subject("gradient_flow"), evidence.trained_by_original()
     if not expected:
         detail = "nothing compared: no parameter of the original is known to move"
-        return [subject.row("trained", "", None, 0.0, False, detail)]
+        return [subject.failed("trained", "", detail, 0.0)]
     found = evidence.wanted(evidence.found.trained)
     named = {"frozen here": sorted(expected - found), "trained here only": sorted(found - expected)}
     detail = "; ".join(f"{said}: {names}" for said, names in named.items() if names)

@@ -116,7 +116,7 @@ def _without_leading(tensor: Tensor) -> Tensor:
 def compare_calls(subject: RowKey, expected: Call, found: Call | None, allowed: Allowed) -> list[Row]:
     """One row for every output under its own bound, and one for all that one side alone gives."""
     if found is None:
-        return [subject.row("out", expected.key, None, None, False, "missing: the port makes fewer calls")]
+        return [subject.failed("out", expected.key, "missing: the port makes fewer calls")]
     pairs = paired(expected.out, found.out)
     lacking = [place or "a lone tensor" for place, _, theirs in pairs if theirs is None]
     extra = [place or "a lone tensor" for place, mine, _ in pairs if mine is None]
@@ -131,7 +131,7 @@ def compare_calls(subject: RowKey, expected: Call, found: Call | None, allowed: 
     if alone > 1:
         said = [f"{word}: {', '.join(names)}" for word, names in (("missing", lacking), ("unexpected", extra)) if names]
         detail = "; ".join([*said, f"None in the name map for {expected.module}, if that is right"])
-        rows.append(subject.row("out", expected.key, None, None, False, detail))
+        rows.append(subject.failed("out", expected.key, detail))
     return rows
 
 

@@ -11,9 +11,8 @@ from dataclasses import replace
 from inspect import unwrap
 from typing import Any
 
-import torch
-
 from parity.batch_faults import of_batches
+from parity.calls import equal_tensors
 from parity.case import STEPS
 from parity.checks import CHECKS, ON_REQUEST, run_check
 from parity.compare import RowKey
@@ -122,11 +121,11 @@ class Battery:
         try:
             with fault.plant(ground, size):
                 side = switched(ground.of_port(self.pair.port), self.pair.known_differences).planted(ground)
-                with self.held.apart(side) as evidence:
+                with self.held.open_evidence(side) as evidence:
                     ground.found = evidence.found
                     return first_seen(evidence, self.asked(fault))
         except Exception as error:  # whatever the code of a side raises
-            return [raised(RowKey("run", self.case.name, self.pair.port.name or "port"), error)]
+            return [raised(RowKey.of_side(self.case.name, self.pair.port.name or "port"), error)]
 
     def _told(
         self, fault: Fault, sight: Sight, ground: Ground, size: float, rows: Sequence[Row] = (), detail: str = ""
@@ -152,8 +151,7 @@ class Battery:
 def alike(*sides: Trace | None) -> bool:
     """Did two runs compute the same, to the bit?"""
     mine, theirs = (side.tensors if side else {} for side in sides)
-    same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-    return bool(mine) and same
+    return bool(mine) and equal_tensors(mine, theirs)
 
 
 def first_seen(evidence: TracePair, checks: Iterable[Check]) -> list[Row]:

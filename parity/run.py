@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from parity.study import as_it_is, effect_rows, raised_rows, study, switched, un
 from parity.tolerances import checked
 from parity.trace import Trace
 from parity.trace_pair import Check, TracePair, raised
-from parity.verdict import Against, Curve, Finding, Report, Row, Skip
+from parity.verdict import Curve, Finding, Report, Row, Skip
 
 TOLD = ("seed", "steps")
 """Entries of a configuration that the harness tells callables."""
@@ -76,24 +76,15 @@ class KitReport(Report):
         return text.getvalue() + (f"first: {self.first}\n" if self.first else "")
 
 
-@dataclass
-class CaseRun(AbstractContextManager["CaseRun"]):
+class CaseRun(ExitStack):
     """One case of a pair: every side runs when it is first asked for, and stays until this is closed."""
 
-    pair: Pair
-    case: Any
-    held: dict[int, tuple[Any, Any]] = field(default_factory=dict)
-    stack: ExitStack = field(default_factory=ExitStack)
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Let go of all sides."""
-        self.stack.close()
+    def __init__(self, pair: Pair, case: Any, held: dict[int, tuple[Any, Any]] | None = None) -> None:
+        super().__init__()
+        self.pair, self.case, self.held = pair, case, {} if held is None else held
 
     @contextmanager
-    def apart(self, side: AnySide) -> Iterator[TracePair]:
+    def open_evidence(self, side: AnySide) -> Iterator[TracePair]:
         """A further side against the same original, for as long as it is looked at."""
         self.original()
         with CaseRun(self.pair, self.case, self.held) as beside:
@@ -122,7 +113,7 @@ class CaseRun(AbstractContextManager["CaseRun"]):
     def _original(self) -> Run:
         side = self.pair.original
         assert side is not None
-        return self.stack.enter_context(side.trace(self.pair.for_original(self.case)))
+        return self.enter_context(side.trace(self.pair.for_original(self.case)))
 
     def _draws(self) -> list[Trace]:
         """The original again, moved by a unit in the last place; none where it cannot be."""
@@ -137,7 +128,7 @@ class CaseRun(AbstractContextManager["CaseRun"]):
             handed = {*TOLD, *(f"init.{name}" for name in copied), *(f"mb0.draw.{name}" for name in drawn)}
             weights = {**case.weights, **copied}
             case = replace(case, weights=weights, draws={draw: draw.port for draw in pair.draws}, replayed=drawn)
-        ran = self.stack.enter_context(side.trace(case))
+        ran = self.enter_context(side.trace(case))
         expected, found = align(run.trace, ran.trace, names)
         at_port = found.group("mb0.draw.")
         drawn = {name: laid_out(value, at_port[name]) if name in at_port else value for name, value in drawn.items()}
@@ -256,11 +247,11 @@ class Runner:
         """Whether the port runs without its known differences. Whatever the original's code raises comes through."""
         held, name = self.hold(case), case.name or "case"
         held.original()
-        return as_it_is(name, self.pair.port, self.pair.known_differences, held.apart)
+        return as_it_is(name, self.pair.port, self.pair.known_differences, held.open_evidence)
 
     def verify(self, root: Path) -> None:
         """Rows for a checkout: are its files what they should be?"""
-        subject = RowKey("environment", self.pair.name, "original", Against.SELF_CONSISTENCY)
+        subject = RowKey.of_side(self.pair.name, "original", "environment")
         if self.pair.verify is not None:
             wrong = [(line.partition(":")[0], line) for line in self.pair.verify(root)] or [("all", "")]
             self.report.rows += [
@@ -276,32 +267,24 @@ class Runner:
         if reason:
             self.report.skips.append(Skip("original", name, reason, remedy or self.pair.remedy))
             return
-        run = self._guarded(RowKey("run", name, original.name or "original", Against.SELF_CONSISTENCY), held.original)
+        run = self._guarded(RowKey.of_side(name, original.name or "original"), held.original)
         if run is None:
             return
         self.report.curves += curves(run.trace, self.report.baseline)
         port, known = self.pair.port, self.pair.known_differences
-        sides = self._guarded(
-            RowKey("known_differences", name, port.name or "port", Against.SELF_CONSISTENCY),
-            partial(sides_of, self.pair),
-        )
-        for side in sides or ():
-            subject, reason = (
-                RowKey("run", name, side.name or "port", Against.SELF_CONSISTENCY),
-                leaves_out(side, case) or "",
-            )
-            if reason:
-                self.report.rows.append(subject.inapplicable(reason))
+        subject = RowKey.of_side(name, port.name or "port", "known_differences")
+        for side in self._guarded(subject, partial(sides_of, self.pair)) or ():
+            subject = RowKey.of_side(name, side.name or "port")
+            if left_out := leaves_out(side, case):
+                self.report.rows.append(subject.inapplicable(left_out))
             elif evidence := self._guarded(subject, partial(held.evidence, side)):
                 self._side(evidence, self.checks(side))
         if known and not leaves_out(port, case):
-            self._known_differences(name, study(name, port, known, held.apart, self.checks(port)))
+            self._known_differences(name, study(name, port, known, held.open_evidence, self.checks(port)))
 
     def _known_differences(self, case: str, ledger: Ledger) -> None:
         """What known differences explain in one case, and what the port raises as it is."""
-        rows = raised_rows(
-            RowKey("run", case, ledger.run or "port", Against.SELF_CONSISTENCY), self.pair.known_differences, ledger
-        )
+        rows = raised_rows(RowKey.of_side(case, ledger.run or "port"), self.pair.known_differences, ledger)
         wrong = next((row for row in rows if not row.passed), None)
         self.report.first = self.report.first or (Finding("run", "run", wrong.run, 0, wrong.detail) if wrong else None)
         self.report.ledgers.append(ledger)
@@ -310,9 +293,7 @@ class Runner:
     def judge_known_differences(self, strict: bool) -> None:
         """A known difference that explains nothing in any case is a failed row, or a note."""
         if self.report.ledgers:
-            subject = RowKey(
-                "known_differences", self.pair.name, self.pair.port.name or "port", Against.SELF_CONSISTENCY
-            )
+            subject = RowKey.of_side(self.pair.name, self.pair.port.name or "port", "known_differences")
             rows = effect_rows(subject, self.pair.known_differences, self.report.ledgers)
             self.report.rows += rows if strict else []
             self.report.notes += [] if strict else [row.detail for row in rows if not row.passed]

@@ -89,7 +89,7 @@ def compare_samplers(subject: RowKey, name: str, expected: Sequence[Tensor], fou
     """
     sides = expected, found
     if not expected or not found:
-        return [subject.row("draws", name, None, 0.0, False, f"drawn {len(found)} times, expected {len(expected)}")]
+        return [subject.failed("draws", name, f"drawn {len(found)} times, expected {len(expected)}", 0.0)]
     floats = any(draw.is_floating_point() for draw in (*expected, *found))
     counts = [[[len(draw), *[len(draw.unique())] * (not floats)] for draw in side] for side in sides]
     told = ("", " different ones").__getitem__
@@ -138,7 +138,7 @@ def _compare_floats(subject: RowKey, name: str, *sides: Sequence[Tensor]) -> lis
     The last is Kolmogorov and Smirnov's distance, in errors that hold for entries which depend on each other as well.
     """
     if not all(sides):
-        return [subject.row("mean", name, None, SIGNIFICANT, False, "no number is drawn")]
+        return [subject.failed("mean", name, "no number is drawn", SIGNIFICANT)]
     whole = [torch.cat([*side]) for side in sides]
     means = [torch.stack([draw.mean() for draw in side]) for side in sides]
     parts = [(every - every.mean()).split([len(draw) for draw in side]) for every, side in zip(whole, sides)]

@@ -311,7 +311,7 @@ def audit_row(subject: RowKey, audits: Sequence[StepAudit], quantity: str, allow
     """The worst of all steps in one quantity, ``clip`` for example: did what the backward gave arrive as it should?"""
     found = [(audit, audit.deviations[quantity]) for audit in audits if quantity in audit.deviations]
     if not found:
-        return subject.row(quantity, "", None, allowed.bound, False, "nothing compared: no optimizer step was seen")
+        return subject.failed(quantity, "", "nothing compared: no optimizer step was seen", allowed.bound)
     audit, worst = max(found, key=lambda entry: math.inf if math.isnan(entry[1].rounding) else entry[1].rounding)
     beyond = [audit.step for audit, one in found if not one.rounding <= allowed.bound]
     detail = f"worst in step {audit.step} of {worst.parameter} at {worst.index}: expected {worst.expected!r}, "

@@ -22,7 +22,7 @@ from parity.errors import InputError
 from parity.observe import found_at, replaced
 from parity.renamed import understands
 from parity.trace_pair import Check, TracePair, raised
-from parity.verdict import Against, Row
+from parity.verdict import Row
 
 Switch = Callable[[Any], Any]
 """From a side to one that does a thing as the original does it."""
@@ -189,9 +189,7 @@ def study(case: str, port: Any, known: Sequence[KnownDifference], ask: Ask, chec
     checks = [check for check in checks if check.name not in LEFT_OUT]
 
     def rows(chosen: Iterable[KnownDifference]) -> Rows:
-        found = _rows(
-            RowKey("run", case, port.name, Against.SELF_CONSISTENCY), lambda: ask(switched(port, chosen)), checks
-        )
+        found = _rows(RowKey.of_side(case, port.name), lambda: ask(switched(port, chosen)), checks)
         failed_last = sorted(found, key=lambda row: not row.passed)
         return {(row.check, row.quantity, row.tensor): row for row in failed_last}
 
@@ -248,7 +246,7 @@ def raised_rows(subject: RowKey, known: Sequence[KnownDifference], ledger: Ledge
 
 def as_it_is(case: str, port: Any, known: Sequence[KnownDifference], ask: Ask) -> list[Row]:
     """Does the port run without its known differences? :func:`raised_rows` where not; no check is asked."""
-    subject = RowKey("run", case, port.name or "port", Against.SELF_CONSISTENCY)
+    subject = RowKey.of_side(case, port.name or "port")
     if not _rows(subject, lambda: ask(port), ()):
         return [subject.row("as it is", "", None, None, True)]
     return raised_rows(subject, known, study(case, port, known, ask, ()))

@@ -155,7 +155,7 @@ class Check:
 def raised(subject: RowKey, error: BaseException) -> Row:
     """The row of an exception: its text, and the last place that is the user's."""
     said = f"{type(error).__name__}: {str(error)[:300]}"
-    return subject.row(RAISED, "", None, None, False, f"{said} at {place_of(error)}")
+    return subject.failed(RAISED, "", f"{said} at {place_of(error)}")
 
 
 def explained(rows: Iterable[Row], follows: Mapping[str, tuple[str, ...]]) -> list[Row]:

@@ -25,13 +25,13 @@ import ports.training.resume
 from parity.faults import saved
 from parity.plants import Fault, Ground, Plant, giving, patched, several, taking
 from parity.prototypes.case import RecordedCase
+from parity.prototypes.checkpoints import LAYERS
 from ports.hass.model import HassDraftModel
 from ports.training.attention import ttt_cache
 from ports.training.objective import Step, next_hidden
 
 EAGLE3, HASS, OBJECTIVE = ports.eagle3, ports.hass, ports.training.objective
 LOOP, MANAGER, RESUME = ports.training.loop.Loop, ports.training.checkpoint_manager, ports.training.resume
-LAYERS = "eagle_aux_hidden_state_layer_ids"
 
 
 def in_config(change: Callable[[Any], object]) -> Plant:

@@ -26,7 +26,7 @@ from accelerate.utils import set_seed
 from parity.environment import describe
 from parity.errors import InputError
 from parity.files import read_tensors, write_folder
-from parity.prototypes.case import Flags, RecordedCase
+from parity.prototypes.case import RecordedCase, command_line
 from parity.prototypes.original import standins
 from parity.prototypes.original.checkout import COMMIT, PROTOTYPES
 from parity.prototypes.original.child import Request
@@ -170,9 +170,8 @@ class ScriptRun:
 
 def arguments_of(case: RecordedCase) -> list[str]:
     """The script's command line."""
-    named = {field.alias or name: getattr(case, name) for name, field in Flags.model_fields.items()}
-    named |= {"basepath": case.verifier, "cpdir": Path.cwd() / "cp", "topk_w": 0}
-    return [word for name, value in named.items() for word in (f"--{name}", str(value))]
+    named = {**command_line(case), "cpdir": str(Path.cwd() / "cp"), "topk_w": "0"}
+    return [word for name, value in named.items() for word in (f"--{name}", value)]
 
 
 def overwrite(model: torch.nn.Module, case: RecordedCase) -> None:
