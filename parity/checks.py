@@ -287,7 +287,7 @@ HALF: Need = (
     lambda e: half_precision(e.expected),
     "nothing is computed in half precision, where alone `forward` says little",
 )
-ALONE: Need = (
+ONE_PROCESS: Need = (
     lambda e: {1} == {one.side.ranks for one in (e.original, e.alive) if one},
     "a side runs on several processes",
 )
@@ -302,7 +302,7 @@ CHECKS: tuple[Check, ...] = (
     Check("samplers", check_samplers, (), needs(SAMPLES)),
     _of_tensors("targets", ("batches", "draws"), "there are no targets by name"),
     Check("forward", check_forward, ("weights", "batches", "draws"), needs(OUTPUTS)),
-    Check("modules", module_rows, ("forward",), needs(BOTH_RERUNNABLE, HALF, ALONE)),
+    Check("modules", module_rows, ("forward",), needs(BOTH_RERUNNABLE, HALF, ONE_PROCESS)),
     _of_tensors("loss", ("targets", "forward"), "no loss is in a trace"),
     _of_tensors("cross_step_grad", ("loss",), "nobody says that the model is unrolled: parity.unrolled"),
     _of_tensors("gradients", ("loss", "cross_step_grad"), "no gradient is in a trace"),
@@ -320,7 +320,7 @@ CHECKS: tuple[Check, ...] = (
     Check("round_trip", round_trip_rows, (), needs(RERUNNABLE, FINITE), Against.SELF_CONSISTENCY),
     Check("resume", resume_rows, ("round_trip",), needs(RERUNNABLE, FINITE), Against.SELF_CONSISTENCY),
     Check("initialisation", check_initialisation, (), needs(SETUP)),
-    Check("throughput", throughput_rows, (), needs(RERUNNABLE, BOTH_RERUNNABLE, ALONE)),
+    Check("throughput", throughput_rows, (), needs(RERUNNABLE, BOTH_RERUNNABLE, ONE_PROCESS)),
 )
 NAMES = tuple(check.name for check in CHECKS if check.name not in ON_REQUEST)
 """What is compared by default."""

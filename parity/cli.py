@@ -23,8 +23,9 @@ from parity.outside import SideError
 from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.power import run_with_power
 from parity.report import print_report, stdout_console
-from parity.run import KitReport, joined, leaves_out, run_pair
+from parity.run import KitReport, join_reports, leaves_out, run_pair
 from parity.scaffold import new_pair, new_port
+from parity.side import AnySide
 from parity.tolerances import read_tolerances
 from parity.trace import GROUPS, write_trace
 from parity.trace_pair import raised
@@ -63,7 +64,7 @@ def run(
     console, pairs = stdout_console(), _pairs(pair)
     judge = run_with_power if power else run_pair
     with console.status("running") as status:
-        result = joined([judge(one, options, lambda line: status.update(line)) for one in pairs])
+        result = join_reports([judge(one, options, lambda line: status.update(line)) for one in pairs])
     _show(result, report, json, console)
 
 
@@ -84,6 +85,7 @@ def record(
     for one, case in chosen:
         if one.record is None:
             there = one.at(original, None)
+            assert there.original is not None  # Pair.at raises where none is
             _keep(there.original, one, there.for_original(case), output)
         elif original is None:
             raise InputError("command line", "--original", "nothing", f"a checkout: {one.remedy}")
@@ -177,7 +179,7 @@ def _chosen(pairs: list[Pair], recordings: Path | None, keyword: str) -> list[tu
     return chosen
 
 
-def _keep(side: Any, pair: Pair, case: Any, output: Path, left_out: Collection[str] = ()) -> None:
+def _keep(side: AnySide, pair: Pair, case: Any, output: Path, left_out: Collection[str] = ()) -> None:
     """Run a side of a pair and write its trace, with what one rounding does to it where it can be run again."""
     with contextlib.ExitStack() as stack:
         try:

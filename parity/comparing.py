@@ -15,7 +15,7 @@ from parity.files import read_object
 from parity.names import NameMap
 from parity.outside import TraceSide
 from parity.pair import Options, Pair
-from parity.run import KitReport, joined, run_pair
+from parity.run import KitReport, join_reports, run_pair
 from parity.side import AnySide
 from parity.tolerances import Tolerances
 from parity.trace import META, Trace, read_trace
@@ -111,7 +111,7 @@ def compare_folders(
             continue
         pair = read_trace(sides[0][name]), read_trace(sides[1][name])
         results.append(compare_traces(*pair, names=names, tolerances=tolerances, checks=checks))
-    return joined(results)
+    return join_reports(results)
 
 
 def traces_in(folder: Path) -> dict[str, Path]:

@@ -209,7 +209,7 @@ def traced(request: Mapping[str, Any]) -> Trace:
     trace.calls = tuple(watcher.order)
     rows = [watcher.whole(*one) for one in wanted.items()]
     trace.tensors |= {name: padded([one[name] for one in rows]) for name in rows[0]}
-    likely = [told(one.prompt_logprobs[1:], one.prompt_token_ids[1:]) for one in prompts]
+    likely = [token_logprobs(one.prompt_logprobs[1:], one.prompt_token_ids[1:]) for one in prompts]
     trace.tensors[f"mb0.tap.{LIKELY}#0"] = padded(likely)
     if greedy:
         trace.tensors[ANSWER] = torch.tensor([list(one.outputs[0].token_ids) for one in greedy])
@@ -244,7 +244,7 @@ def finished(llm: Any, prompts: Sequence[Sequence[int]], answer: int, first: int
     return found[:first], found[first:]
 
 
-def told(places: Sequence[Mapping[int, Any]], tokens: Sequence[int]) -> Tensor:
+def token_logprobs(places: Sequence[Mapping[int, Any]], tokens: Sequence[int]) -> Tensor:
     """The log-probability in nats that vLLM tells of each token, [tokens]."""
     return torch.tensor([place[token].logprob for place, token in zip(places, tokens)])
 

@@ -39,7 +39,7 @@ Pairs = list[tuple[str, Tensor | None, Tensor | None]]
 
 
 @dataclass(frozen=True)
-class Apart:
+class Comparator:
     """The one comparison, by root mean squares, in words; empty where two agree, as nothing and nothing do.
 
     ``own`` has by the identity of the original's tensor the bound that is its own; ``bound`` is that of all others.
@@ -49,9 +49,9 @@ class Apart:
     own: Mapping[int, float] = field(default_factory=dict)
 
     def __call__(self, expected: Tensor, found: Tensor) -> str:
-        return self.told(expected, found)[0]
+        return self.measure(expected, found)[0]
 
-    def told(self, expected: Tensor, found: Tensor) -> tuple[str, float]:
+    def measure(self, expected: Tensor, found: Tensor) -> tuple[str, float]:
         """And how many bounds they are apart: 0 within one, infinite where that is no number, 1 of another shape."""
         tolerance = Tolerance(Kind.RMS, self.own.get(id(expected), self.bound), "")
         row = compare_named(RowKey("", "", ""), "", "", expected, found, tolerance)
@@ -156,7 +156,7 @@ def compare_inputs(subject: RowKey, expected: Call, found: Call, allowed: Allowe
 
 
 def first_forward(
-    expected: Sequence[Call], found: Sequence[Call], apart: Apart, every_module: bool = False
+    expected: Sequence[Call], found: Sequence[Call], apart: Comparator, every_module: bool = False
 ) -> Finding | None:
     """The module that is most bounds off by its own doing; of equals, the first that finishes, so that inner ones are.
 
@@ -190,25 +190,26 @@ def first_forward(
     return next((Finding("forward", "forward", call.module, call.number, detail) for call, detail in blamed), None)
 
 
-def _outputs(expected: Call, found: Call, apart: Apart) -> tuple[str, float]:
+def _outputs(expected: Call, found: Call, apart: Comparator) -> tuple[str, float]:
     """The output that is most bounds off, in words and bounds; empty when all agree."""
     worst = "", 0.0
     for place, mine, theirs in paired(expected.out, found.out):
         if mine is None or theirs is None:
             said = f"output {place or 'tensor'} is {'missing' if theirs is None else 'not expected'}", ALONE
         else:
-            said = apart.told(mine, theirs)
+            said = apart.measure(mine, theirs)
         worst = max(worst, said, key=lambda one: one[1])
     return worst
 
 
-def _differing(expected: Call, found: Call, apart: Apart, states: bool) -> tuple[str, str, float]:
+def _differing(expected: Call, found: Call, apart: Comparator, states: bool) -> tuple[str, str, float]:
     """The first input that differs and how: integers and masks before ``states``, since these may follow from them.
 
     And how many bounds: infinite for integers and masks; empty words where all agree.
     """
     pairs = sorted(paired_inputs(expected, found), key=lambda pair: pair[1].is_floating_point())
-    told = [(place, *apart.told(*pair), pair[0]) for place, *pair in pairs if states or not pair[0].is_floating_point()]
+    asked = [(place, pair) for place, *pair in pairs if states or not pair[0].is_floating_point()]
+    told = [(place, *apart.measure(*pair), pair[0]) for place, pair in asked]
     differ = [(place, said, by if one.is_floating_point() else math.inf) for place, said, by, one in told if said]
     return (*differ[0][:2], max(by for *_, by in differ)) if differ else ("", "", 0.0)
 
@@ -257,7 +258,7 @@ def first_backward(
     expected: Sequence[Call],
     found: Sequence[Call],
     gradients: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
-    apart: Apart,
+    apart: Comparator,
 ) -> Finding | None:
     """The module that sends back what is most bounds off by its own doing; of equals, the first from the loss back.
 
@@ -296,7 +297,7 @@ def inside_of(name: str, around: str) -> bool:
     return name != around and (around == WHOLE or below(name, around))
 
 
-def _parts(expected: Call, found: Call, apart: Apart) -> tuple[str, float]:
+def _parts(expected: Call, found: Call, apart: Comparator) -> tuple[str, float]:
     """The input whose gradient is most bounds off, in words and bounds; empty when all agree.
 
     An input that has another shape by design says nothing.
@@ -305,15 +306,15 @@ def _parts(expected: Call, found: Call, apart: Apart) -> tuple[str, float]:
     pairs = [(f"input {place}", expected.into_grad[place], found.into_grad[place]) for place in shared]
     first = first_of(expected.into_grad), first_of(found.into_grad)
     pairs += [("its input", first[0], first[1])] if first[0] is not None and first[1] is not None else []
-    told = [(what, *apart.told(*pair)) for what, *pair in pairs if pair[0].shape == pair[1].shape]
+    told = [(what, *apart.measure(*pair)) for what, *pair in pairs if pair[0].shape == pair[1].shape]
     worst = max(told, key=lambda one: one[2], default=("", "", 0.0))
     return (f"gradient of {worst[0]}: {worst[1]}", worst[2]) if worst[1] else ("", 0.0)
 
 
-def _behind(expected: Call, found: Call, apart: Apart) -> float:
+def _behind(expected: Call, found: Call, apart: Comparator) -> float:
     """How many bounds the gradients of outputs are off; infinite where there is none, or one side alone has one."""
     pairs = [(mine, theirs) for _, mine, theirs in paired(expected.out_grad, found.out_grad)]
-    sizes = [math.inf if mine is None or theirs is None else apart.told(mine, theirs)[1] for mine, theirs in pairs]
+    sizes = [math.inf if mine is None or theirs is None else apart.measure(mine, theirs)[1] for mine, theirs in pairs]
     return max(sizes, default=math.inf)
 
 
@@ -337,10 +338,10 @@ def _depth(module: str) -> int:
 
 
 def _gradient(
-    name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], apart: Apart
+    name: str, expected: Mapping[str, Tensor], found: Mapping[str, Tensor], apart: Comparator
 ) -> tuple[str, float]:
     mine, theirs = expected.get(name), found.get(name)
     if mine is None or theirs is None:
         return f"gradient of {name}: {'the original' if mine is None else 'the port'} has none", ALONE
-    said, factor = apart.told(mine, theirs)
+    said, factor = apart.measure(mine, theirs)
     return (f"gradient of {name}: {said}", factor) if said else ("", 0.0)

@@ -33,7 +33,7 @@ from parity.trace import Trace
 from parity.trace_pair import TracePair
 from parity.verdict import Row
 
-TIMES = 2.0
+FACTOR = 2.0
 """How far from exact the port may be, of what the original is: FlashAttention's tests allow its kernels the same."""
 
 LEAN = 1 / 16
@@ -165,8 +165,8 @@ def judged(subject: RowKey, name: str, eps: float, exact: Tensor, own: Tensor, f
     """The two rows of one tensor that is computed in a precision of this ``eps``."""
     far, lean = ((size(exact, found), size(exact, own)) for size in (relative, lean_of))
     allowed = {
-        "distance": TIMES * max(far[1], eps / math.sqrt(12)),
-        "lean": TIMES * lean[1] + CHANCE * lean_by_chance(exact, eps) + LEAN * eps,
+        "distance": FACTOR * max(far[1], eps / math.sqrt(12)),
+        "lean": FACTOR * lean[1] + CHANCE * lean_by_chance(exact, eps) + LEAN * eps,
     }
     rows = []
     for (quantity, bound), (measured, beside) in zip(allowed.items(), (far, lean)):

@@ -17,9 +17,9 @@ from parity.allowed import Spread
 from parity.calls import CALL, CALLS, WHOLE, below, dotted
 from parity.errors import InputError
 from parity.renamed import understands
-from parity.trace import Trace
+from parity.trace import STATES, Trace
 
-STATES = ("init.", "after.", "final.")
+STATE_PREFIXES = tuple(f"{group}." for group in STATES)
 
 Held = TypeVar("Held")
 
@@ -287,7 +287,7 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
         InputError: two modules or parameters come to the same name.
     """
     grads = [f"mb{j}.grad." for j in original.micro_batches()]
-    groups = {prefix: (original.group(prefix), port.group(prefix)) for prefix in (*STATES, *grads)}
+    groups = {prefix: (original.group(prefix), port.group(prefix)) for prefix in (*STATE_PREFIXES, *grads)}
     known = known_to(port)
     for prefix, (mine, theirs) in groups.items():
         summed = names.gradients(mine, theirs, known) if prefix in grads else (names.parameters(mine, known), theirs)
@@ -319,7 +319,7 @@ def align(original: Trace, port: Trace, names: NameMap) -> tuple[Trace, Trace]:
 
 def known_to(trace: Trace) -> set[str]:
     """Every parameter and buffer that a trace names."""
-    prefixes = (*STATES, *(f"mb{j}.grad." for j in trace.micro_batches()))
+    prefixes = (*STATE_PREFIXES, *(f"mb{j}.grad." for j in trace.micro_batches()))
     return {*trace.trained, *trace.frozen}.union(*(trace.group(prefix) for prefix in prefixes))
 
 

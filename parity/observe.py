@@ -60,7 +60,7 @@ class Observation:
         """
         keep(_inside(name, value, inside), self.taps, self.tap_grads, self.key(name))
 
-    def given(self, name: str, value: Any, inside: str = "") -> SentBack:
+    def tap_argument(self, name: str, value: Any, inside: str = "") -> SentBack:
         """The same of an argument, whose gradient is what the function alone sends back."""
         value, key = _inside(name, value, inside), self.key(name)
         keep(value, self.taps, None, key)
@@ -210,7 +210,7 @@ def _tapped(
             return function(*args, **kwargs)
         bound = signature.bind(*args, **kwargs).arguments
         held = {**bound.get(rest, {}), **bound}
-        sent = [seen.given(name, held[word], inside) for name, word, inside in paths if word in held]
+        sent = [seen.tap_argument(name, held[word], inside) for name, word, inside in paths if word in held]
         out = function(*args, **kwargs)
         for one in sent:
             one.by((args, kwargs, out))
@@ -300,7 +300,7 @@ def _drawn(
     return wrapper
 
 
-def given(draws: Iterable[Draw], drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def port_draws(draws: Iterable[Draw], drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the original drew, by ``Observation.draws``' keys, in the port's layout."""
     layouts = {draw.name: draw.given for draw in draws}
     return {name: layouts[word](value) for name, value in drawn.items() if (word := name.partition("#")[0]) in layouts}

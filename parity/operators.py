@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from parity.calls import WHOLE, gradients_of, lone, part_of, tensors_of
-from parity.locate import LOSS, Apart
+from parity.locate import LOSS, Comparator
 from parity.names import NameMap
 from parity.verdict import Finding
 
@@ -176,7 +176,9 @@ def follow_back(live: Live) -> Log:
     return log
 
 
-def with_operator(finding: Finding, original: Live, port: Live, apart: Apart, names: NameMap | None = None) -> Finding:
+def with_operator(
+    finding: Finding, original: Live, port: Live, apart: Comparator, names: NameMap | None = None
+) -> Finding:
     """The same finding with the first operator below its module, on both sides.
 
     Args:
@@ -208,7 +210,7 @@ def _in_original(finding: Finding, module: nn.Module, names: NameMap) -> tuple[s
     return next(mapped, next(plain, None))
 
 
-def _backward(original: Live, port: Live, apart: Apart, names: NameMap) -> tuple[Log, Log]:
+def _backward(original: Live, port: Live, apart: Comparator, names: NameMap) -> tuple[Log, Log]:
     """Both sides' backward, traced back from the gradients that differ."""
     logs = follow_back(original), follow_back(port)
     mine, theirs = (gradients_of(dict(live.module.named_parameters())) for live in (original, port))
@@ -219,7 +221,7 @@ def _backward(original: Live, port: Live, apart: Apart, names: NameMap) -> tuple
     return logs
 
 
-def first_apart(expected: Log, found: Log, apart: Apart) -> str:
+def first_apart(expected: Log, found: Log, apart: Comparator) -> str:
     """``aten.add at port.py:41 / aten.add at original.py:37``; empty where none is astray."""
     known, known_there = _lookup(expected, apart), _lookup(found, apart)
     theirs, mine = _astray(found, known), _astray(expected, known_there)
@@ -228,7 +230,7 @@ def first_apart(expected: Log, found: Log, apart: Apart) -> str:
     return f"{theirs[0]} / {mine[0]}" if mine else f"{theirs[0]}; the original computes nothing of the kind"
 
 
-def _lookup(log: Log, apart: Apart) -> Callable[[Value], bool]:
+def _lookup(log: Log, apart: Comparator) -> Callable[[Value], bool]:
     """Is a value of the other side to be found here?"""
 
     @functools.cache
@@ -254,7 +256,7 @@ def _astray(log: Log, known: Callable[[Value], bool]) -> list[Operator]:
     return [one for one in operators if "empty" not in one.name and not all(map(known, one.out))]
 
 
-def _same(expected: Value, found: Value, apart: Apart) -> bool:
+def _same(expected: Value, found: Value, apart: Comparator) -> bool:
     """The same entries, in the same order or with the axes in another one."""
     mine, theirs = expected.tensor, found.tensor
     close = expected.size == found.size or abs(expected.size - found.size) <= DIGEST * expected.size

@@ -23,6 +23,7 @@ from parity.checks import ON_REQUEST, with_own
 from parity.compare import View
 from parity.errors import InputError, place_of
 from parity.names import NameMap
+from parity.observe import Draw
 from parity.outside import FolderSide
 from parity.plants import Fault
 from parity.renamed import CHECKS, new_name, understands
@@ -37,7 +38,7 @@ SHIPPED = {"eagle3": "parity.prototypes.pair:EAGLE3", "hass": "parity.prototypes
 """Pairs that come with the package, by the name a command line may use."""
 
 Cases = Sequence[Any] | Callable[[], Sequence[Any]] | Callable[[Path | None], Sequence[Any]]
-Job = Callable[[Any], Report]
+Job = Callable[["Options"], Report]
 
 
 @understands(causes="known_differences")
@@ -87,7 +88,7 @@ class Pair:
     port: AnySide
     cases: Cases = (Case(),)
     names: NameMap | Mapping[str, str | None] | None = None
-    draws: Sequence[Any] = ()
+    draws: Sequence[Draw] = ()
     views: Sequence[View] = ()
     known_differences: Sequence[KnownDifference] = ()
     strict: bool = False
@@ -97,7 +98,7 @@ class Pair:
     asked: Sequence[str] = ()
     not_applicable: Mapping[str, str | Callable[[TracePair], str | None]] = field(default_factory=dict)
     sides: Sequence[AnySide] = ()
-    live: Callable[[Path], Any] | None = None
+    live: Callable[[Path], AnySide | Pair] | None = None
     remedy: str = ""
     package: str = ""
     verify: Callable[[Path], list[str]] | None = None

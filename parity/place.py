@@ -10,7 +10,7 @@ from parity.allowed import SAYS_NOTHING, pool_of
 from parity.calls import WHOLE, calls_of
 from parity.environment import deterministic
 from parity.errors import place_of
-from parity.locate import LOSS, Apart, first_backward, first_forward
+from parity.locate import LOSS, Comparator, first_backward, first_forward
 from parity.modules import place_of_row
 from parity.observe import drawing
 from parity.operators import Live, with_operator
@@ -54,13 +54,13 @@ def first_place(rows: Sequence[Row], evidence: TracePair) -> Finding | None:
     return _with_operator(finding, evidence) if finding else _of_row(row)
 
 
-def _apart(evidence: TracePair, quantity: str) -> Apart:
+def _apart(evidence: TracePair, quantity: str) -> Comparator:
     """Do two tensors differ by more than rounding? Each by its own bound; what has none by the largest there is."""
     traced = {name: value for name, value in evidence.expected.tensors.items() if pool_of(name)}
     own = {id(value): evidence.allowed(quantity, name, value.dtype).bound for name, value in traced.items()}
     said = [bound for bound in own.values() if bound < SAYS_NOTHING]
     table = evidence.tolerance(quantity)
-    return Apart(max(said, default=table.bound) if evidence.spread else table.bound, own)
+    return Comparator(max(said, default=table.bound) if evidence.spread else table.bound, own)
 
 
 def _with_operator(finding: Finding, evidence: TracePair) -> Finding:

@@ -71,7 +71,7 @@ class PairCollector(pytest.Collector):
 
     def __init__(self, pair: Any, **words: Any) -> None:
         super().__init__(**words)
-        self.pair, self.told = pair, list[Exception]()
+        self.pair, self.raised = pair, list[Exception]()
 
     def collect(self) -> Iterator[pytest.Item]:
         """The items, case after case."""
@@ -120,9 +120,9 @@ class RowsItem(pytest.Item):
         try:
             rows = self.ask()
         except Exception as error:
-            if error in self.parent.told:
+            if error in self.parent.raised:
                 pytest.skip(f"the side did not run: {type(error).__name__}")
-            self.parent.told.append(error)
+            self.parent.raised.append(error)
             raise
         if rows and all(row.status.value in ("not applicable", "says nothing") for row in rows):
             pytest.skip(rows[0].detail)

@@ -95,19 +95,19 @@ class Battery:
     def plant(self, fault: Fault, sound: Ground) -> Planted:
         """One fault, of its own size; if that is not seen, of those from which on it may be."""
         if getattr(self.pair.port, "forward_only", False) and fault in GENERIC and not fault.forward:
-            return self._told(fault, Sight.NOT_PLANTABLE, sound, fault.sizes[0], detail=FORWARD_ONLY)
+            return self._planted(fault, Sight.NOT_PLANTABLE, sound, fault.sizes[0], detail=FORWARD_ONLY)
         self.progress(f"{self.case.name}: {fault.name}")
         for size in fault.sizes:
             ground = Ground(sound.called, buffers=sound.buffers)
             rows = self._rows(fault, size, ground)
             if rows:
-                return self._told(fault, Sight.SEEN if size == fault.sizes[0] else Sight.BELOW, ground, size, rows)
+                return self._planted(fault, Sight.SEEN if size == fault.sizes[0] else Sight.BELOW, ground, size, rows)
             if not ground.place:
                 missed = Sight.UNSEEN if fault.hidden else Sight.NOT_PLANTABLE
-                return self._told(fault, missed, ground, size, detail=fault.otherwise)
+                return self._planted(fault, missed, ground, size, detail=fault.otherwise)
         if fault.idle and alike(sound.found, ground.found):
-            return self._told(fault, Sight.NOT_PLANTABLE, ground, size, detail=fault.idle)
-        return self._told(fault, Sight.UNSEEN, ground, fault.sizes[0])
+            return self._planted(fault, Sight.NOT_PLANTABLE, ground, size, detail=fault.idle)
+        return self._planted(fault, Sight.UNSEEN, ground, fault.sizes[0])
 
     def asked(self, fault: Fault) -> list[Check]:
         """The checks that are to see it."""
@@ -127,7 +127,7 @@ class Battery:
         except Exception as error:  # whatever the code of a side raises
             return [raised(RowKey.of_side(self.case.name, self.pair.port.name or "port"), error)]
 
-    def _told(
+    def _planted(
         self, fault: Fault, sight: Sight, ground: Ground, size: float, rows: Sequence[Row] = (), detail: str = ""
     ) -> Planted:
         known = self.pair.unseen

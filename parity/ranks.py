@@ -136,12 +136,12 @@ def _rank(rank: int, ranks: int, folder: Path, queue: Any, work: Callable[[], An
         dist.barrier()
         dist.destroy_process_group()
     except Exception as error:
-        own = error if isinstance(error, InputError) else RankError(f"rank {rank}: {_told(error)}")
+        own = error if isinstance(error, InputError) else RankError(f"rank {rank}: {_described(error)}")
         queue.put((rank, own))
         raise
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error)[:200]} at {place_of(error)}"
 
 
@@ -197,7 +197,7 @@ def reduced(values: Sequence[Any], how: str) -> Any:
     return total if how == "sum" else total / len(values)
 
 
-def joined(traces: Sequence[Trace], how: str) -> Trace:
+def join_traces(traces: Sequence[Trace], how: str) -> Trace:
     """One trace of all ranks'; what should be replicated and is not is named in ``configuration["ranks"]``.
 
     Args:

@@ -26,7 +26,7 @@ from parity.environment import described
 from parity.errors import InputError
 from parity.flow import gradient_flow
 from parity.names import align, as_map, known_to
-from parity.observe import given, laid_out
+from parity.observe import laid_out, port_draws
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.place import first_place, hinted
 from parity.renamed import CHECKS, new_name
@@ -38,7 +38,7 @@ from parity.trace import Trace
 from parity.trace_pair import Check, TracePair, raised
 from parity.verdict import Curve, Finding, Report, Row, Skip
 
-TOLD = ("seed", "steps")
+HANDED = ("seed", "steps")
 """Entries of a configuration that the harness tells callables."""
 
 SHOWN = 5
@@ -121,11 +121,11 @@ class CaseRun(ExitStack):
 
     def _evidence(self, side: AnySide) -> TracePair:
         run, names, pair = self.original(), as_map(self.pair.names), self.pair
-        case, drawn = run.case or self.case, given(pair.draws, run.trace.group("mb0.draw."))
-        handed: set[str] = {*getattr(side, "told", ())}
+        case, drawn = run.case or self.case, port_draws(pair.draws, run.trace.group("mb0.draw."))
+        handed: set[str] = {*getattr(side, "handed", ())}
         if isinstance(side, Side):
             copied = names.parameters(run.trace.group("init.")) if pair.copy_weights else {}
-            handed = {*TOLD, *(f"init.{name}" for name in copied), *(f"mb0.draw.{name}" for name in drawn)}
+            handed = {*HANDED, *(f"init.{name}" for name in copied), *(f"mb0.draw.{name}" for name in drawn)}
             weights = {**case.weights, **copied}
             case = replace(case, weights=weights, draws={draw: draw.port for draw in pair.draws}, replayed=drawn)
         ran = self.enter_context(side.trace(case))
@@ -152,7 +152,7 @@ class CaseRun(ExitStack):
             expected=mine.without(left_out),
             found=theirs.without(left_out),
             own=checked(pair.tolerances),
-            moved=moved,
+            measure_spread=moved,
             alive=ran.alive,
             original=run.alive,
             left=ran.left,
@@ -200,7 +200,7 @@ def run_pair(pair: Pair, options: Options = EVERYTHING, progress: Progress = SIL
     return runner.report
 
 
-def joined(results: Sequence[KitReport]) -> KitReport:
+def join_reports(results: Sequence[KitReport]) -> KitReport:
     """At least one report as one."""
     for result in results[1:]:
         results[0].join(result)

@@ -92,8 +92,8 @@ def compare_samplers(subject: RowKey, name: str, expected: Sequence[Tensor], fou
         return [subject.failed("draws", name, f"drawn {len(found)} times, expected {len(expected)}", 0.0)]
     floats = any(draw.is_floating_point() for draw in (*expected, *found))
     counts = [[[len(draw), *[len(draw.unique())] * (not floats)] for draw in side] for side in sides]
-    told = ("", " different ones").__getitem__
-    rows = [_alike(subject, "number drawn", name, *map(torch.tensor, counts), told=told)]
+    label = ("", " different ones").__getitem__
+    rows = [_alike(subject, "number drawn", name, *map(torch.tensor, counts), label=label)]
     if floats:
         rows += _compare_floats(subject, name, *([draw.double() for draw in side if len(draw)] for side in sides))
     else:
@@ -101,7 +101,7 @@ def compare_samplers(subject: RowKey, name: str, expected: Sequence[Tensor], fou
     lengths = {len(draw) for draw in (*expected, *found)}
     if len(lengths) == 1 and max(lengths) > 1:
         rows.append(
-            _alike(subject, "order", name, *(torch.stack([*side]) for side in sides), told=" at place {}".format)
+            _alike(subject, "order", name, *(torch.stack([*side]) for side in sides), label=" at place {}".format)
         )
     return rows
 
@@ -149,10 +149,10 @@ def _compare_floats(subject: RowKey, name: str, *sides: Sequence[Tensor]) -> lis
     shares = [torch.stack([_shares(draw, levels) for draw in side]) for side in sides]
     rows = [_alike(subject, "mean", name, *means)]
     if min(map(len, whole)) > 1:
-        told = ("", " of the draws' means").__getitem__
-        rows.append(_alike(subject, "std", name, *squares, told=told, scale=math.sqrt))
+        label = ("", " of the draws' means").__getitem__
+        rows.append(_alike(subject, "std", name, *squares, label=label, scale=math.sqrt))
     upto = [f" of them up to {level:.6g}" for level in levels.tolist()]
-    return [*rows, _alike(subject, "distribution", name, *shares, told=upto.__getitem__)]
+    return [*rows, _alike(subject, "distribution", name, *shares, label=upto.__getitem__)]
 
 
 def _shares(draw: Tensor, levels: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def _alike(
     quantity: str,
     name: str,
     *sides: Tensor,
-    told: Callable[[int], str] = lambda column: "",
+    label: Callable[[int], str] = lambda column: "",
     scale: Callable[[float], float] = float,
 ) -> Row:
     """Two samples [draws, columns] by the means that differ most.
@@ -177,5 +177,5 @@ def _alike(
     worst = int(errors.nan_to_num(nan=torch.inf).argmax())
     measured = float(errors[worst])
     allowed = max(SIGNIFICANT, -NormalDist().inv_cdf(CHANCE / (2 * len(errors))))
-    detail = " / ".join(f"{scale(float(side[:, worst].mean())):.6g}" for side in columns) + told(worst)
+    detail = " / ".join(f"{scale(float(side[:, worst].mean())):.6g}" for side in columns) + label(worst)
     return subject.row(quantity, name, measured, allowed, measured <= allowed, detail)

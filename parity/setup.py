@@ -216,14 +216,14 @@ def _grouped_row(subject: RowKey, expected: Setup, found: Setup, names: NameMap)
         mine |= {entry.port: parts[0] if parts.count(parts[0]) == len(parts) else {"groups": parts}} if parts else {}
     apart: dict[str, list[str]] = {}
     for name in (name for name in theirs if mine.get(name, theirs[name]) != theirs[name]):
-        said = _told(theirs[name], mine[name]), _told(mine[name], theirs[name])
+        said = _differing(theirs[name], mine[name]), _differing(mine[name], theirs[name])
         apart.setdefault("found {}, expected {}".format(*said), []).append(name)
     count = float(sum(map(len, apart.values())))
     detail = "; ".join(f"{said}: {_some(held)}" for said, held in apart.items())
     return subject.row("configuration", "groups.parameters", count, 0.0, not count, detail)
 
 
-def _told(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def _differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """Those of the settings that are others on the other side."""
     apart = {key: own.get(key, "nothing") for key in {**other, **own} if own.get(key) != other.get(key)}
     return ", ".join(f"{key} {value}" for key, value in apart.items()) if own else "no group"

@@ -137,7 +137,7 @@ class Side:
 
     def _traced(self, case: Case, *moved: Any) -> Trace:
         found = Rerunnable(self, case).everywhere(lambda alive: trace_case(alive.side, alive.case, *moved))
-        return found[0] if self.ranks == 1 else processes.joined(found, self.reduce)
+        return found[0] if self.ranks == 1 else processes.join_traces(found, self.reduce)
 
     def seed(self, number: int) -> None:
         """Of what is drawn while training."""

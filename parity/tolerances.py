@@ -75,9 +75,9 @@ UNITS = {
     "after_step1": 4096,
     "final": 4096,
 }
-"""By quantity, how many of a dtype's :data:`STEPS` apart two correct implementations may be, where nothing is known."""
+"""By quantity, how many :data:`ROUNDING_STEPS` apart two correct implementations may be, where nothing is known."""
 
-STEPS = {"float32": 2.0**-23, "float64": 2.0**-26, "float16": 2.0**-15, "bfloat16": 2.0**-12}
+ROUNDING_STEPS = {"float32": 2.0**-23, "float64": 2.0**-26, "float16": 2.0**-15, "bfloat16": 2.0**-12}
 """By dtype. Norms and rotary angles of a float64 model are often float32; in half precision sums are wider."""
 
 QUANTITIES = (*HELD, *UNITS)
@@ -90,10 +90,10 @@ def by_dtype(quantity: str, dtype: str) -> Tolerance:
     Raises:
         InputError: there is none for this dtype.
     """
-    if dtype not in STEPS:
-        raise InputError("comparison", "dtype", dtype, f"one of {', '.join(STEPS)}, or tolerances of your own")
+    if dtype not in ROUNDING_STEPS:
+        raise InputError("comparison", "dtype", dtype, f"one of {', '.join(ROUNDING_STEPS)}, or tolerances of your own")
     reason = f"the table's for {dtype}: nobody moved the original"
-    return Tolerance(Kind.RMS, UNITS[quantity] * STEPS[dtype], reason, "table")
+    return Tolerance(Kind.RMS, UNITS[quantity] * ROUNDING_STEPS[dtype], reason, "table")
 
 
 def checked(own: Tolerances) -> Tolerances:

@@ -27,7 +27,7 @@ class TracePair:
     ``original`` and ``alive`` are the two sides as they can be run again, or None; ``left`` is what the found side's
     run left behind, of a pair's own kind. ``reference`` gives, when it is asked for, what the original's trace lacks,
     in the shared coordinates: the formulas run again, where a pair has them.
-    ``own`` are a user's tolerances, ``moved`` gives the original's spread, empty where nobody can move it.
+    ``own`` are a user's tolerances, ``measure_spread`` gives the original's spread, empty where nobody can move it.
     ``calls`` are the original's by its own names, ``aligned`` brings a further trace of it into the shared coordinates,
     which ``views`` lead to. ``speeds`` is filled by checks that measure any. ``handed`` are the names of rows on what
     the harness itself hands to both sides. ``beside``: the found side is not the port.
@@ -37,7 +37,7 @@ class TracePair:
     expected: Trace
     found: Trace
     own: Tolerances = field(default_factory=dict)
-    moved: Callable[[], Spread] = dict
+    measure_spread: Callable[[], Spread] = dict
     alive: Rerunnable | None = None
     original: Rerunnable | None = None
     left: Any = None
@@ -57,7 +57,7 @@ class TracePair:
     @cached_property
     def spread(self) -> Spread:
         """What one rounding does to the original."""
-        return self.moved()
+        return self.measure_spread()
 
     def tolerance(self, quantity: str) -> Tolerance:
         """A user's own, else what holds whatever the original computes, else the table's."""

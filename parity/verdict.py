@@ -17,7 +17,7 @@ from parity.differences import Ledger
 NO_QUANTITY = "throughput"
 """The check whose rows measure something else than what the original computes."""
 
-HELD = {
+LABELS = {
     "round_trip": "saved",
     "resume": "resumed",
     NO_QUANTITY: NO_QUANTITY,
@@ -332,7 +332,7 @@ class Report:
         bounded = [row.ratio for row in quantities if row.bound and row.ratio is not None]
         held: dict[str, dict[tuple[str, str, str], bool]] = {}
         for row in (row for row in compared if not row.is_quantity):
-            ended, key = held.setdefault(_held(row), {}), (row.run, row.case, row.check)
+            ended, key = held.setdefault(_label(row), {}), (row.run, row.case, row.check)
             ended[key] = ended.get(key, True) and row.passed
         planted = [one.sight for one in self.planted if one.sight is not Sight.NOT_PLANTABLE]
         return Counts(
@@ -379,9 +379,9 @@ def _computed(row: Row) -> tuple[str, ...]:
     return row.run, row.against.value, row.check, row.quantity, row.tensor, row.bits
 
 
-def _held(row: Row) -> str:
+def _label(row: Row) -> str:
     """What a verdict calls a check that is no quantity: by itself, by what it was held against, or by another run."""
-    return row.run if row.beside else HELD.get(row.check) or HELD.get(row.against.value, row.check)
+    return row.run if row.beside else LABELS.get(row.check) or LABELS.get(row.against.value, row.check)
 
 
 def _matched(found: Counts) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from parity.calls import WHOLE, Call, call_of, gradients_of, keep_calls, watch
 from parity.environment import deterministic
 from parity.files import read_tensors
-from parity.locate import Apart, first_backward, first_forward
+from parity.locate import Comparator, first_backward, first_forward
 from parity.prototypes.case import RecordedCase
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.data import batches_of
@@ -44,7 +44,7 @@ def localise(case: RecordedCase) -> Finding | None:
     """Run both sides in float32 on the case's first batch and find where they part, forward before backward."""
     with deterministic():
         (expected, grads), (found, own) = reference_passages(case), port_passages(case, mixed_precision="no")
-    agree = Apart(AGREE)
+    agree = Comparator(AGREE)
     forward = first_forward(expected, found, agree, every_module=True)
     return forward or first_backward(expected, found, (grads, own), agree)
 

@@ -15,6 +15,7 @@ from transformers import AutoConfig
 from parity import fixtures
 from parity.compare import RowKey, compare, compare_groups, compare_named, compare_value
 from parity.environment import deterministic, quietly
+from parity.pair import Options
 from parity.prototypes.case import find_cases
 from parity.prototypes.port import ALGORITHMS, settings_for
 from parity.prototypes.recorded import FROM_VERIFIER
@@ -96,7 +97,7 @@ def _speculators_draft(evidence: TracePair, layers: int) -> Eagle3DraftModel:
     return draft.eval()
 
 
-def initial(options: Any) -> Report:
+def initial(options: Options) -> Report:
     """A draft made from Speculators' training arguments is registered, as asked for, and on its verifier's tables.
 
     It depends on no case; the verifier is that of the first HASS case in ``options.recordings``, or of those shipped.

@@ -29,7 +29,7 @@ from parity.prototypes.library import check_chain, initial
 from parity.prototypes.original.checkout import verify
 from parity.prototypes.original.child import record_original
 from parity.prototypes.port import ALGORITHMS, planted_in_port, run_port
-from parity.prototypes.recorded import PROTOTYPE_SEED, deeds, load_recorded
+from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded, observed_settings
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.speed import throughput
 from parity.prototypes.spread import VIEWS, margin_of, with_spread, write_spread
@@ -39,7 +39,7 @@ from parity.trace_pair import Check, TracePair
 from parity.verdict import Against, Row
 from ports.training.stop import StoppedError
 
-CHECKOUT = (
+REMEDY = (
     "git clone https://github.com/vllm-project/speculators && git -C speculators checkout 227b8a1b, "
     "then --original speculators"
 )
@@ -56,7 +56,7 @@ def environment(evidence: TracePair) -> list[Row]:
 
 def configuration(evidence: TracePair) -> list[Row]:
     """What both sides say they run with, what they then did, and the draft's vocabulary map."""
-    sides = [replace(side, configuration={**side.configuration, **deeds(side)}) for side in evidence.traces]
+    sides = [replace(side, configuration={**side.configuration, **observed_settings(side)}) for side in evidence.traces]
     rows = check_configuration(replace(evidence, expected=sides[0], found=sides[1]))
     if evidence.left is None or getattr(evidence.left.draft, "d2t", None) is None:
         return rows
@@ -111,33 +111,33 @@ EAGLE3_CHECKS = (
 BATCH = {"ids": "input_ids", "mask": "loss_mask", "features": "features", "target": "target"}
 """What of a port's batch is one position's, by its key."""
 
-TOLD = ("noise", "shuffle", "bs", "accumulation", "epoch", "ttt_steps", "ttt_alignment")
+HANDED = ("noise", "shuffle", "bs", "accumulation", "epoch", "ttt_steps", "ttt_alignment")
 """Entries of its configuration that the port was told, and what the run did says once more."""
 
 OF_THE_ADAPTER = ("batches", "targets", "forward", "loss", "gradients", "optimizer_step", "curve")
 
 
 @dataclass(frozen=True)
-class Runs:
+class FunctionSide:
     """A side that is a function of a case and of a folder, which is there for as long as the run is looked at.
 
     ``leaves_out`` says why it does not run a case. ``checks`` are those that it is held to; None: all.
-    ``told`` are entries of its configuration that the harness tells it, or that its run says otherwise.
+    ``handed`` are entries of its configuration that the harness tells it, or that its run says otherwise.
     """
 
     name: str
     run: Callable[[RecordedCase, Path], Run]
     leaves_out: Callable[[RecordedCase], str | None] = lambda case: None
     checks: tuple[str, ...] | None = None
-    told: Collection[str] = ()
+    handed: Collection[str] = ()
 
     @contextmanager
     def trace(self, case: RecordedCase) -> Iterator[Run]:
-        """Runs it."""
+        """FunctionSide it."""
         with tempfile.TemporaryDirectory() as folder:
             yield self.run(case, Path(folder))
 
-    def planted(self, ground: Ground) -> Runs:
+    def planted(self, ground: Ground) -> FunctionSide:
         """With a fault in the draft that the port's loop trains and in the batches it draws."""
 
         def run(case: RecordedCase, folder: Path) -> Run:
@@ -171,22 +171,22 @@ def _port(case: RecordedCase, folder: Path, afresh: bool, steps: int | None = No
     return Run(ran.trace, left=ran)
 
 
-def port(afresh: bool = False, steps: int | None = None) -> Runs:
+def port(afresh: bool = False, steps: int | None = None) -> FunctionSide:
     """The port, or its first steps; ``afresh`` draws order and noise from the case's seed instead of replaying them."""
-    return Runs("port", partial(_port, afresh=afresh, steps=steps), told=TOLD)
+    return FunctionSide("port", partial(_port, afresh=afresh, steps=steps), handed=HANDED)
 
 
-def live_original(root: Path) -> Runs:
+def live_original(root: Path) -> FunctionSide:
     """The unmodified script, now, in a process of its own; the case is then as that run drew it."""
 
     def run(case: RecordedCase, folder: Path) -> Run:
         fresh = read_case(record_original(case, root, folder, link_fixture=True))
         return Run(with_spread(load_recorded(fresh, run="original"), fresh), case=fresh)
 
-    return Runs("original", run, without_deepspeed)
+    return FunctionSide("original", run, without_deepspeed)
 
 
-def adapter(root: Path) -> Runs:
+def adapter(root: Path) -> FunctionSide:
     """The unmodified script with its model import redirected to the port's adapter."""
 
     def run(case: RecordedCase, folder: Path) -> Run:
@@ -195,10 +195,10 @@ def adapter(root: Path) -> Runs:
         return Run(load_recorded(read_case(recording), run="adapter"))
 
     fitting = in_fp32("the adapter is held against the original in float32")
-    return Runs("adapter", run, fitting, OF_THE_ADAPTER)
+    return FunctionSide("adapter", run, fitting, OF_THE_ADAPTER)
 
 
-RECORDED = Runs("recorded", lambda case, folder: Run(with_spread(load_recorded(case), case)))
+RECORDED = FunctionSide("recorded", lambda case, folder: Run(with_spread(load_recorded(case), case)))
 """What a prototype computed once, from disk."""
 
 
@@ -210,13 +210,13 @@ def _recorded_steps(case: RecordedCase, folder: Path, steps: int) -> Run:
 def few_steps(pair: Pair, steps: int = STEPS) -> Pair:
     """The port's first optimizer steps against as much of the recordings; of the cases with three TTT steps."""
     cases = [case for case in pair.find_cases(None) if case.name.endswith("_k3")]
-    recorded = Runs("recorded", partial(_recorded_steps, steps=steps))
+    recorded = FunctionSide("recorded", partial(_recorded_steps, steps=steps))
     flow = {"gradient_flow": lambda e: MOVED if e.case.dtype != "fp32" else None}
     not_applicable = {**pair.not_applicable, **flow}
     return replace(pair, cases=cases, original=recorded, port=port(steps=steps), not_applicable=not_applicable)
 
 
-REFERENCE = Runs("reference", lambda case, folder: Run(trace_reference(case, margin=margin_of(case))))
+REFERENCE = FunctionSide("reference", lambda case, folder: Run(trace_reference(case, margin=margin_of(case))))
 """The formulas written again, in the case's own precision; also what others are held to where a recording is silent."""
 
 
@@ -240,7 +240,7 @@ def prototype_pair(name: str) -> Pair:
         not_applicable=NOT_APPLICABLE,
         sides=(REFERENCE,),
         live=partial(live_pair, name),
-        remedy=CHECKOUT,
+        remedy=REMEDY,
         verify=lambda root: verify(root, name),
         reference=partial(trace_reference, optimizer_steps=1),
         hint=hint,

@@ -28,7 +28,7 @@ from parity.environment import describe, deterministic, quietly
 from parity.files import read_tensors
 from parity.plants import Ground
 from parity.prototypes.case import SETTINGS, TO_NATIVE, RecordedCase, command_line
-from parity.prototypes.recorded import LOGGED, ReplaySampler, refuse_misfits, replayed, samples_per_pass, start_of
+from parity.prototypes.recorded import LOGGED, ReplaySampler, recorded_noise, refuse_misfits, samples_per_pass, start_of
 from parity.prototypes.reference.loop import keep_steps, near_ties, rule_of
 from parity.step import StepAuditor
 from parity.trace import Point, Trace
@@ -131,16 +131,16 @@ def run_port(
 
 def first_loss(case: RecordedCase, seed: int, live: bool, **changes: Any) -> float:
     """Of the first micro-batch of such a run, which is told when the step is made and not looked at before."""
-    told = Told()
+    losses = LossObserver()
     with tempfile.TemporaryDirectory() as folder, deterministic(seed), quietly():
-        loop = start_port(case, Path(folder), live, told, seeded=True, **changes)
+        loop = start_port(case, Path(folder), live, losses, seeded=True, **changes)
         if live:
             set_seed(seed)
         next(loop.optimizer_steps())
-    return told.losses[0]
+    return losses.losses[0]
 
 
-class Told(Observer):
+class LossObserver(Observer):
     """Keeps the losses that a run tells, and looks at nothing."""
 
     def __init__(self) -> None:
@@ -172,7 +172,7 @@ def start_port(
         fix_numerics(settings.seed)
     train = ALGORITHMS[case.algorithm].train
     draft = train.build(settings)
-    draw = replayed(case.uniforms) if case.uniforms and not live else torch.rand_like
+    draw = recorded_noise(case.uniforms) if case.uniforms and not live else torch.rand_like
     dataset = train.build_dataset(settings, draft.config, draw)
     sampler = None if live or not case.shuffle else ReplaySampler(case.order, samples_per_pass(case))
     with (

@@ -98,7 +98,7 @@ def configuration(case: RecordedCase) -> dict[str, Any]:
     }
 
 
-def deeds(trace: Trace) -> dict[str, Any]:
+def observed_settings(trace: Trace) -> dict[str, Any]:
     """What a run did, by its own first batch and curve, whatever it was told; nothing without a curve."""
     curve, ids = trace.curve, trace.tensors.get("mb0.batch.input_ids")
     if not curve:
@@ -182,7 +182,7 @@ class ReplaySampler(Sampler[int]):
         return islice(self.left, self.per_pass)
 
 
-def replayed(file: Path) -> Callable[[Tensor], Tensor]:
+def recorded_noise(file: Path) -> Callable[[Tensor], Tensor]:
     """Hands out the recorded uniforms in loading order, in place of ``torch.rand_like``."""
     stored = read_tensors(file)
     if wrong := [name for name in stored if not name[1:].isdecimal()]:

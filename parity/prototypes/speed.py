@@ -9,13 +9,13 @@ import contextlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import parity.speed as core
 from parity.compare import RowKey
 from parity.environment import deterministic, quietly
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
+from parity.pair import Options
 from parity.prototypes.case import RecordedCase
 from parity.prototypes.port import start_port
 from parity.prototypes.reference.loop import ReferenceRun, prepare
@@ -47,7 +47,7 @@ def speed_case(algorithm: str = "eagle3") -> Iterator[RecordedCase]:
         yield write_case(Path(folder), fixture, f"{algorithm}_throughput", algorithm=algorithm, epoch=0)
 
 
-def throughput(algorithm: str, options: Any) -> Report:
+def throughput(algorithm: str, options: Options) -> Report:
     """The port of an algorithm, timed and judged; it depends on no option."""
     with speed_case(algorithm) as case:
         return judged(case, measure(case))

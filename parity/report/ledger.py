@@ -22,7 +22,7 @@ ONE_SIDE = "only one has it"
 AS_IT_IS = "the port as it is raises"
 
 
-def told(ledger: Ledger) -> str:
+def headline(ledger: Ledger) -> str:
     """``16 of 24 quantities differ as they are, 0 left unexplained``."""
     differ, left = sum(line.apart for line in ledger.lines), sum(line.left for line in ledger.lines)
     if any(line.apart and line.check == "run" for line in ledger.lines):
@@ -119,7 +119,7 @@ def print_ledgers(ledgers: list[Ledger], failed: list[Row], console: Console) ->
     ``failed`` rows, which are printed already, are not named again.
     """
     for ledger in ledgers:
-        console.print(Text(f"\nKnown differences · {ledger.case}: {told(ledger)}", style="bold"), soft_wrap=True)
+        console.print(Text(f"\nKnown differences · {ledger.case}: {headline(ledger)}", style="bold"), soft_wrap=True)
         table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
         for line in summed_up(ledger, failed):
             table.add_row(*map(Text, line))

@@ -22,7 +22,7 @@ from parity.differences import Ledger
 from parity.files import write_whole
 from parity.report import summary
 from parity.report.figures import Axes, Series, draw
-from parity.report.ledger import LINES, difference_lines, summed_up, told
+from parity.report.ledger import LINES, difference_lines, headline, summed_up
 from parity.report.summary import SIGHTS, count, ended, grouped, severity, short, sights, unique, words
 from parity.verdict import Curve, GradientFlow, Report, Row, Status
 
@@ -123,7 +123,7 @@ def _ledger_tables(ledger: Ledger, failed: list[Row]) -> dict[str, Any]:
     lines = [[*cells, "failed" if line.left else ""] for cells, line in zip(difference_lines(ledger), shown)]
     return {
         "case": ledger.case,
-        "told": told(ledger),
+        "headline": headline(ledger),
         "left": sum(line.left for line in shown),
         "sum": Table([("", "name"), ("", "")], summed_up(ledger, failed)),
         "lines": Table([(name, "" if n else "name") for n, name in enumerate(LINES)], lines),
@@ -188,7 +188,7 @@ def flows(found: Sequence[GradientFlow], baseline: str) -> list[list[Any]]:
     """
     expected = {(flow.parameter, flow.fault) for flow in found if flow.run == baseline}
 
-    def told(flow: GradientFlow) -> tuple[Any, ...]:
+    def cells(flow: GradientFlow) -> tuple[Any, ...]:
         known = bool(flow.fault) and (flow.parameter, flow.fault) in expected
         state = flow.fault or ("trains" if flow.trainable else "frozen")
         said = f"{state}, as in {baseline}" if known else state
@@ -196,7 +196,7 @@ def flows(found: Sequence[GradientFlow], baseline: str) -> list[list[Any]]:
         return flow.parameter, said, short(flow.grad_max), short(flow.moved), flow.trainable, mark
 
     by_parameter = [flow for flows in grouped(found, attrgetter("parameter")).values() for flow in flows]
-    same = grouped(by_parameter, told)
+    same = grouped(by_parameter, cells)
     lines = [[key[0], [flow.run for flow in flows], *key[1:]] for key, flows in same.items()]
     return sorted(lines, key=lambda line: not line[-1])
 

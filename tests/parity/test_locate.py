@@ -16,7 +16,7 @@ from parity.calls import WHOLE, Call, gradients_of, watch
 from parity.compare import RowKey
 from parity.locate import (
     LOSS,
-    Apart,
+    Comparator,
     compare_inputs,
     first_backward,
     first_forward,
@@ -264,7 +264,7 @@ def found(port):
         loss.backward()
         calls.append(seen)
         grads.append(gradients_of(dict(live.module.named_parameters())))
-    apart = Apart(1e-5)
+    apart = Comparator(1e-5)
     return first_forward(*calls, apart) or first_backward(*calls, tuple(grads), apart)
 
 
@@ -276,7 +276,7 @@ def test_module_input_and_operator_are_named(port, module, detail, operator):
     direction = "backward" if "gradient" in detail else "forward"
     assert (finding.direction, finding.module) == (direction, module), str(finding)
     assert detail in finding.detail
-    whole = with_operator(finding, *lives(port), Apart(1e-5))
+    whole = with_operator(finding, *lives(port), Comparator(1e-5))
     for words in operator.replace("}", "{").split("{")[1::2]:
         operator = operator.replace(f"{{{words}}}", line(words))
     assert operator in whole.operator
@@ -287,7 +287,7 @@ def test_the_same_in_another_way_is_no_fault():
     port = by(mixed=lambda x: in_another_way(x, 0.5))
     assert found(port) is None
     logs = [follow(live, WHOLE, 0) for live in lives(port)]
-    assert not Apart(1e-5)(*(log.last[0].tensor for log in logs))
+    assert not Comparator(1e-5)(*(log.last[0].tensor for log in logs))
 
 
 def test_values_are_known_in_another_layout():
@@ -296,7 +296,7 @@ def test_values_are_known_in_another_layout():
     modules[0].forward = lambda x: (x * 2).tanh() * 3
     modules[1].forward = lambda x: ((x.mT * 2).tanh() * 4).mT
     logs = [follow(Live(module, partial(module, x)), WHOLE, 0) for module in modules]
-    assert first_apart(*logs, Apart(1e-5)).startswith(f"aten.mul at {line('tanh() * 4).mT')} /")
+    assert first_apart(*logs, Comparator(1e-5)).startswith(f"aten.mul at {line('tanh() * 4).mT')} /")
 
 
 def test_an_input_of_the_model_s_own_is_said_to_be_one():
@@ -306,7 +306,7 @@ def test_an_input_of_the_model_s_own_is_said_to_be_one():
         with watch(mine.module) as seen:
             mine.module(IDS, position_ids=positions)
         calls.append(seen)
-    finding = first_forward(*calls, Apart(1e-5))
+    finding = first_forward(*calls, Comparator(1e-5))
     assert finding.module == WHOLE
     assert (
         finding.detail
@@ -325,7 +325,7 @@ def test_another_module_s_output_is_said_to_be_one():
         ]
 
     expected = chain([1, 2], [1, 2])
-    finding = [first_forward(expected, chain(made, [1, 3]), Apart(1e-5)) for made in ([1, 3], [1, 2])]
+    finding = [first_forward(expected, chain(made, [1, 3]), Comparator(1e-5)) for made in ([1, 3], [1, 2])]
     assert [one and one.module for one in finding] == ["maker", "reader"]
     assert finding[1].detail == "its input `i` already differs, at (1,): expected 2, found 3, made by maker#0"
 
@@ -335,7 +335,7 @@ def test_a_call_that_is_never_made_does_not_hide_what_went_wrong_before():
     x = torch.ones(2)
     expected = [Call(name, n, {"x": x}, {"": x}) for name, n in (("a", 0), ("head", 0), ("head", 1))]
     found = [Call("a", 0, {"x": 2 * x}, {"": 3 * x}), Call("head", 0, {"x": x}, {"": x})]
-    first, later = first_forward(expected, found, Apart(1e-5)), first_forward(expected[1:], found[1:], Apart(1e-5))
+    first, later = (first_forward(expected[n:], found[n:], Comparator(1e-5)) for n in (0, 1))
     assert (first.module, first.call) == ("a", 0)
     assert (later.module, later.call, later.detail) == ("head", 1, "the port never makes this call")
 
@@ -372,7 +372,7 @@ def test_another_shape_by_design_takes_no_blame_before_a_wrong_parameter():
         return [Call("norm", 0, {"x": x}, two, {"x": x}, two), Call("head", 0, {}, two, {}, two)]
 
     grads = ({"head.weight": torch.ones(2)}, {"head.weight": torch.tensor([1.0, 1.5])})
-    found = first_backward(calls((2, 3)), calls((1, 6)), grads, Apart(1e-5))
+    found = first_backward(calls((2, 3)), calls((1, 6)), grads, Comparator(1e-5))
     assert (found.module, found.detail.partition(":")[0]) == ("head", "gradient of head.weight")
 
 
@@ -394,14 +394,14 @@ def test_the_largest_factor_of_what_is_sent_back_is_blamed(parameter):
     )
     weights = {name: torch.tensor([1.0, 0.5]) for name in ("up.weight", "mlp.gate_proj.weight", "norm.weight")}
     wrong = {**weights, "up.weight": torch.ones(2)} | ({"mlp.gate_proj.weight": torch.zeros(2)} if parameter else {})
-    finding = first_backward(expected, found, (weights, wrong), Apart(1e-5))
+    finding = first_backward(expected, found, (weights, wrong), Comparator(1e-5))
     assert finding.module == "mlp.gate_proj"
-    alone = first_backward(expected[-1:], found[-1:], ({}, {}), Apart(1e-5))
+    alone = first_backward(expected[-1:], found[-1:], ({}, {}), Comparator(1e-5))
     assert alone.module == "norm"
 
 
 def blamed(expected, found):
-    return first_forward(expected, found, Apart(1e-5)).module
+    return first_forward(expected, found, Comparator(1e-5)).module
 
 
 SEEN = torch.ones(4, 4, dtype=torch.bool).tril()
@@ -424,7 +424,7 @@ ADDED = torch.zeros(1, 1, 4, 4).masked_fill(~SEEN, torch.finfo(torch.float32).mi
 )
 def test_ids_and_masks_of_any_form_must_be_equal(expected, found, equal):
     pair = one_form(expected, found)
-    assert (Apart(1e-5)(*pair) == "") == equal
+    assert (Comparator(1e-5)(*pair) == "") == equal
     calls = Call("m", 0, {"given": expected}), Call("m", 0, {"given": found})
     bound = Tolerance(Kind.RMS, 1e-5, "the test's")
     rows = compare_inputs(RowKey("forward", "case", "port"), *calls, lambda name, dtype: bound)
@@ -442,7 +442,7 @@ def test_the_original_s_module_is_found_through_the_map():
     mine, theirs = lives(OtherEps)
     wrapped = nn.Sequential(theirs.module)
     port = Live(wrapped, lambda: wrapped(IDS))
-    names, agree = NameMap({"": "0"}), Apart(1e-5)
+    names, agree = NameMap({"": "0"}), Comparator(1e-5)
     found = with_operator(Finding("forward", "forward", "0.norm", 0, ""), mine, port, agree, names)
     assert "aten.rsqrt" in found.operator
     assert with_operator(Finding("weights", "setup", "norm", 0, ""), mine, port, agree).operator == ""
@@ -451,5 +451,5 @@ def test_the_original_s_module_is_found_through_the_map():
 def test_a_wrong_loss_is_followed_through_the_loss_function():
     mine, theirs = lives(Model)
     theirs = Live(theirs.module, lambda: theirs.module(IDS).abs().mean())
-    found = with_operator(Finding("loss", "forward", LOSS, 0, ""), mine, theirs, Apart(1e-5))
+    found = with_operator(Finding("loss", "forward", LOSS, 0, ""), mine, theirs, Comparator(1e-5))
     assert found.operator.startswith("aten.abs at test_locate.py")

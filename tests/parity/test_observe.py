@@ -16,7 +16,7 @@ from parity import Side, Trace, compare_sides, trace_side, unrolled
 from parity.calls import tensors_of, watch
 from parity.compare import RowKey
 from parity.errors import InputError
-from parity.observe import Draw, drawing, given, observe, replaced, tap
+from parity.observe import Draw, drawing, observe, port_draws, replaced, tap
 from parity.samplers import compare_samplers, sampled
 
 
@@ -424,7 +424,7 @@ def noise(*shape):
 def test_a_draw_in_place_and_in_another_layout_is_replayed():
     with drawing({NOISE: NOISE.original}) as first:
         expected = noise(6)
-    for replayed in (given([NOISE], first.draws), first.draws):  # dimensions of one are no other layout
+    for replayed in (port_draws([NOISE], first.draws), first.draws):  # dimensions of one are no other layout
         with drawing({NOISE: NOISE.port}, replayed):
             assert torch.equal(noise(1, 6)[0], expected)
 
@@ -438,7 +438,7 @@ def test_a_draw_in_place_and_in_another_layout_is_replayed():
     ],
 )
 def test_a_draw_that_does_not_fit_is_refused(shapes, message):
-    replayed = given([NOISE], {"noise#0": torch.zeros(6)})
+    replayed = port_draws([NOISE], {"noise#0": torch.zeros(6)})
     with pytest.raises(InputError, match=message), drawing({NOISE: NOISE.port}, replayed):
         assert [noise(*shape) for shape in shapes]
 

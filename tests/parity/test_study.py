@@ -24,7 +24,7 @@ from parity import (
     replace_functions,
     run_pair,
 )
-from parity.report.ledger import difference_lines, summed_up, told
+from parity.report.ledger import difference_lines, headline, summed_up
 
 RULES = SimpleNamespace(divisor=lambda values: values.numel(), double=False)
 """What the port computes with, as a library's module would hold it."""
@@ -279,7 +279,7 @@ def test_a_port_that_raises_as_it_is_leaves_no_empty_words():
     (ledger,) = run_pair(pair).ledgers
     summed = summed_up(ledger)
     assert ("draws", "moon; the original's are replayed") in summed
-    assert told(ledger).startswith("the port as it is raises, 0 of ")
+    assert headline(ledger).startswith("the port as it is raises, 0 of ")
     assert ("", "explain nothing here: moon") in summed
 
 

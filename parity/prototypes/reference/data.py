@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from parity.files import read_sample
 from parity.prototypes.case import RecordedCase
-from parity.prototypes.recorded import replayed
+from parity.prototypes.recorded import recorded_noise
 
 MAX_LEN = 8192
 
@@ -23,7 +23,7 @@ def batches_of(case: RecordedCase) -> Iterator[dict[str, Tensor]]:
     Raises:
         InputError: a sample that is missing or damaged, or draws of noise that are too few or of another shape.
     """
-    draw = replayed(case.uniforms) if case.uniforms else None
+    draw = recorded_noise(case.uniforms) if case.uniforms else None
     files = (case.tmpdir / case.meta.samples_files[index] for index in case.order)
     while batch := list(islice(files, case.bs)):
         yield make_batch([load_sample(file, draw) for file in batch])

@@ -94,7 +94,7 @@ def evidence(case, run="port"):
     """A recording beside itself."""
     traces = load_recorded(case), replace(load_recorded(case), run=run)
     held = dict(EAGLE3.not_applicable)
-    return TracePair(case, *traces, moved=lambda: spread_for(case), not_applicable=held)
+    return TracePair(case, *traces, measure_spread=lambda: spread_for(case), not_applicable=held)
 
 
 PADDED = "mb0.step1.logits"

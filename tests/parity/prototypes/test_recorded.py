@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from parity.errors import InputError
-from parity.prototypes.recorded import load_recorded, replayed
+from parity.prototypes.recorded import load_recorded, recorded_noise
 
 
 def test_aliases_are_resolved(case):
@@ -97,13 +97,13 @@ def test_draws_come_in_loading_order_and_fit_or_are_refused(tmp_path):
     file = tmp_path / "noise_uniforms.safetensors"
     half = torch.full((1, 2, 3), 0.5, dtype=torch.float64)  # wider numbers come first in the file
     save_file({"u10000": half, "u9999": torch.zeros(1, 4, 3)}, file)
-    draw = replayed(file)
+    draw = recorded_noise(file)
     assert torch.equal(draw(torch.ones(1, 4, 3)), torch.zeros(1, 4, 3))
     assert draw(torch.ones(1, 2, 3)).tolist() == [[[0.5] * 3] * 2]
     with pytest.raises(InputError, match="noise: found 2 draws, expected one more"):
         draw(torch.ones(1, 1, 3))
     with pytest.raises(InputError, match=r"u9999: found shape \(1, 4, 3\), expected shape \(1, 2, 3\)"):
-        replayed(file)(torch.ones(1, 2, 3))
+        recorded_noise(file)(torch.ones(1, 2, 3))
     save_file({"first": half}, file)
     with pytest.raises(InputError, match="noise: found first, expected draws named u and a number"):
-        replayed(file)
+        recorded_noise(file)
