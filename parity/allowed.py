@@ -155,10 +155,15 @@ def relative(expected: Tensor, found: Tensor) -> float:
     if not expected.is_floating_point():
         return float(not torch.equal(expected, found))
     mine, theirs = expected.detach().double(), found.detach().double()
-    endless = torch.isinf(mine) & (mine == theirs)
-    mine, theirs = (side.masked_fill(endless, 0) for side in (mine, theirs))
+    mine, theirs = without_endless(mine, theirs)
     gap, size = float((theirs - mine).norm()), float(mine.norm())
     return 0.0 if gap == 0 else gap / size if size and math.isfinite(gap / size) else math.inf
+
+
+def without_endless(expected: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with 0 where they are infinite alike."""
+    endless = torch.isinf(expected) & (expected == found)
+    return expected.masked_fill(endless, 0), found.masked_fill(endless, 0)
 
 
 def relative_each(expected: Tensor, found: Tensor) -> Tensor:

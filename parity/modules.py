@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity.allowed import precision_of, relative
+from parity.allowed import precision_of, relative, without_endless
 from parity.calls import CALLS, WHOLE, Call, by_name, calls_of, dotted, dtype_of, first_of, tensors_of, with_tensors
 from parity.compare import RowKey, bits_of
 from parity.environment import deterministic
@@ -186,8 +186,7 @@ def place_of_row(tensor: str) -> str:
 def lean_of(exact: Tensor, found: Tensor) -> float:
     """|slope - 1| of the line through the origin that is nearest to the entries; infinite where it is no number."""
     mine, theirs = (side.detach().double().flatten() for side in (exact, found))
-    endless = torch.isinf(mine) & (mine == theirs)
-    mine, theirs = (side.masked_fill(endless, 0) for side in (mine, theirs))
+    mine, theirs = without_endless(mine, theirs)
     slope = float(mine @ theirs / (mine @ mine)) if bool(mine.any()) else 1.0
     return abs(slope - 1) if math.isfinite(slope) else math.inf
 

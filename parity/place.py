@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,28 +14,30 @@ from parity.locate import LOSS, Comparator, first_backward, first_forward
 from parity.modules import place_of_row
 from parity.observe import drawing
 from parity.operators import Live, with_operator
-from parity.pair import Pair
 from parity.side import Rerunnable, fresh_module
 from parity.trace_pair import TracePair
 from parity.verdict import Finding, Row, Status
 
+Hint = Callable[[Row, TracePair], str]
+"""A failed row and its evidence to what it looks like; empty: nothing known."""
 
-def hinted(rows: list[Row], evidence: TracePair, first: Finding | None, pair: Pair) -> list[Row]:
+
+def hinted(rows: list[Row], evidence: TracePair, first: Finding | None, hint: Hint | None) -> list[Row]:
     """The first failed row of every check says what it looks like, the first of all where it goes wrong."""
     told, seen = [], set[str]()
     for row in rows:
         if row.status is Status.FAILED and row.check not in seen:
-            known = _hint(row, evidence, pair)
+            known = _known(hint, row, evidence)
             row = replace(row, hint=known or (str(first) if first and not seen else ""))
             seen.add(row.check)
         told.append(row)
     return told
 
 
-def _hint(row: Row, evidence: TracePair, pair: Pair) -> str:
+def _known(hint: Hint | None, row: Row, evidence: TracePair) -> str:
     """What the pair says of a failed row; a hint that raises takes no report with it."""
     try:
-        return pair.hint(row, evidence) if pair.hint else ""
+        return hint(row, evidence) if hint else ""
     except Exception as error:  # whatever a side that is run once more does
         return f"no hint: {type(error).__name__} at {place_of(error)}"
 

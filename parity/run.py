@@ -241,7 +241,7 @@ class Runner:
         """
         evidence = self.hold(case).evidence(side)
         rows = run_check(evidence, check)
-        return hinted(rows, evidence, first_place(rows, evidence), self.pair)
+        return hinted(rows, evidence, first_place(rows, evidence), self.pair.hint)
 
     def ask_as_it_is(self, case: Any) -> list[Row]:
         """Whether the port runs without its known differences. Whatever the original's code raises comes through."""
@@ -316,7 +316,7 @@ class Runner:
         rows = run_checks(evidence, checks)
         first = first_place(rows, evidence)
         self.report.first = self.report.first or first
-        report.add(one_row_a_check(hinted(rows, evidence, first, self.pair), ("round_trip", "resume")))
+        report.add(one_row_a_check(hinted(rows, evidence, first, self.pair.hint), ("round_trip", "resume")))
         report.speeds += evidence.speeds
         report.notes += [note for note in notes_of(evidence) if note not in report.notes]
         theirs, own = evidence.expected.environment, evidence.found.environment

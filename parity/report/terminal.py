@@ -55,10 +55,15 @@ def print_report(report: Report, console: Console | None = None) -> None:
     console.print(Text(report.verdict_line(), style="bold green" if report.passed else "bold red"), soft_wrap=True)
 
 
+def _titled(title: str) -> Table:
+    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, header_style="bold", title_justify="left")
+    table.title = Text(f"\n{title}", style="bold")
+    return table
+
+
 def _table(run: str, rows: list[Row]) -> Table:
     """A line for each check and what it was held against."""
-    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, header_style="bold", title_justify="left")
-    table.title = Text(f"\n{run}", style="bold")
+    table = _titled(run)
     for name in ("check", "against", "cases", "passed", "worst", "where", "verdict"):
         table.add_column(name, justify="left" if name in LEFT else "right", no_wrap=name != "where")
     for (check, against), found in grouped(rows, lambda row: (row.check, row.against)).items():
@@ -70,8 +75,7 @@ def _table(run: str, rows: list[Row]) -> Table:
 
 def _planted(title: str, lines: list[list[str]]) -> Table:
     """A line for each planted fault."""
-    table = Table(box=box.SIMPLE, pad_edge=False, show_edge=False, header_style="bold", title_justify="left")
-    table.title = Text(f"\nPlanted faults of {title}", style="bold")
+    table = _titled(f"Planted faults of {title}")
     for name in SIGHTS:
         table.add_column(name, justify="right" if name.startswith("beyond") else "left")
     for cells in lines:

@@ -97,23 +97,17 @@ def prepare(case: RecordedCase, dtype: torch.dtype = torch.float32) -> Setup:
 
 
 def trace_reference(
-    case: RecordedCase,
-    dtype: torch.dtype | None = None,
-    optimizer_steps: int | None = None,
-    draw: int = 0,
-    margin: float = 0.0,
+    case: RecordedCase, optimizer_steps: int | None = None, draw: int = 0, margin: float = 0.0
 ) -> Trace:
-    """The reference's trace of a case.
+    """The reference's trace of a case, in the case's own precision.
 
     Args:
-        dtype: of the computation; default: the case's own.
         optimizer_steps: ends it early.
         draw: a number other than 0 moves weights and batches by one unit in the last place, at random.
         margin: within which near ties are counted, see :func:`near_ties`.
     """
-    dtype = dtype or DTYPES[case.dtype]
     with deterministic():
-        run = ReferenceRun(_moved(prepare(case, dtype), draw), draw=draw, margin=margin)
+        run = ReferenceRun(_moved(prepare(case, DTYPES[case.dtype]), draw), draw=draw, margin=margin)
         for _ in run.optimizer_steps(optimizer_steps):
             pass
         run.trace.keep("final", run.parameters)

@@ -108,6 +108,6 @@ def test_zero_comparisons_fail(name, sound):
 def test_a_fault_is_located(whole_run):
     with entered(swapped("ttt_prototype_auto", "ttt_chain_auto")):
         evidence = whole_run("eagle3_fp32_k3")
-        rows = hinted(judged(evidence, {"batches", "forward"}), evidence, None, PAIRS["eagle3"])
+        rows = hinted(judged(evidence, {"batches", "forward"}), evidence, None, PAIRS["eagle3"].hint)
     hint = next(row.hint for row in rows if row.status is Status.FAILED)
     assert "forward first goes wrong in layers.0.self_attn, call 2" in hint
