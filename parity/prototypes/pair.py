@@ -133,7 +133,7 @@ class FunctionSide:
 
     @contextmanager
     def trace(self, case: RecordedCase) -> Iterator[Run]:
-        """FunctionSide it."""
+        """Runs it."""
         with tempfile.TemporaryDirectory() as folder:
             yield self.run(case, Path(folder))
 

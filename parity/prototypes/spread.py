@@ -14,10 +14,10 @@ from torch import Tensor
 
 from parity.allowed import DRAWS, TIMES, spread_of
 from parity.compare import View, viewed
-from parity.errors import InputError
-from parity.files import read_object, write_whole
+from parity.files import read_object, validated, write_whole
 from parity.prototypes.case import RecordedCase
 from parity.prototypes.reference.loop import trace_reference
+from parity.tolerances import Size
 from parity.trace import Trace
 
 FILE = "spread.json"
@@ -58,18 +58,10 @@ def spread_for(case: RecordedCase) -> dict[str, list[float]]:
     """
     file = case.directory / FILE
     if file.exists():
-        return _read(file)
+        return dict(validated(file, dict[str, list[Size]], read_object(file, "a recording's spread")))
     if file not in _MEASURED:
         _MEASURED[file] = measure(case, DRAWS)
     return _MEASURED[file]
-
-
-def _read(file: Path) -> dict[str, list[float]]:
-    document = read_object(file, "a recording's spread")
-    for name, sizes in document.items():
-        if not isinstance(sizes, list) or not all(isinstance(size, (int, float)) and size >= 0 for size in sizes):
-            raise InputError(file, name, repr(sizes)[:80], "a list of sizes")
-    return document
 
 
 def with_spread(trace: Trace, case: RecordedCase) -> Trace:

@@ -31,7 +31,7 @@ def test_every_case_has_one(cases):
 
 def test_a_spread_that_is_none_is_named(copy):
     (copy.directory / FILE).write_text('{"loss": [-1]}')
-    with pytest.raises(InputError, match=r"spread.json: loss: found \[-1\]"):
+    with pytest.raises(InputError, match=r"spread.json: loss.0: found -1, expected "):
         spread_for(copy)
 
 
