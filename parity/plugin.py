@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from parity.verdict import Row
+    from parity.pair import Options, Pair
+    from parity.verdict import Report, Row
 
 COMPARED = pytest.StashKey[list[Any]]()
 WANTED = pytest.StashKey[list[tuple[Path, str]]]()
@@ -69,7 +70,7 @@ class PairCollector(pytest.Collector):
     Of a pair with known differences, one more a case: does the port run without them?
     """
 
-    def __init__(self, pair: Any, **words: Any) -> None:
+    def __init__(self, pair: Pair, **words: Any) -> None:
         super().__init__(**words)
         self.pair, self.raised = pair, list[Exception]()
 
@@ -96,7 +97,7 @@ class PairCollector(pytest.Collector):
             yield RowsItem.from_parent(self, name=name, ask=partial(_measured, job, Options(original, recordings)))
 
 
-def _measured(job: Callable[[Any], Any], options: Any) -> list[Row]:
+def _measured(job: Callable[[Options], Report], options: Options) -> list[Row]:
     """The rows of what a pair measures once."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         pytest.skip("other workers take the cores: run it with -n 0, or parity run")

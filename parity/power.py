@@ -47,8 +47,8 @@ def run_with_power(pair: Pair, options: Options = EVERYTHING, progress: Progress
     result = run_pair(pair, options, progress)
     short = (pair.short or shortest)(pair.at(options.original, options.recordings))
     for case in (case for case in short.find_cases(options.recordings) if matches(options.keyword, case.name)):
-        with CaseRun(short, case) as held:
-            found = Battery(held, progress).run()
+        with CaseRun(short, case) as case_run:
+            found = Battery(case_run, progress).run()
         if isinstance(found, Skip):
             result.skips.append(found)
         else:
@@ -67,8 +67,9 @@ def shortest(pair: Pair) -> Pair:
 class Battery:
     """All faults of one case of a pair, whose original runs once."""
 
-    def __init__(self, held: CaseRun, progress: Progress = SILENT) -> None:
-        self.held, self.pair, self.case, self.progress = held, held.pair, held.case, progress
+    def __init__(self, case_run: CaseRun, progress: Progress = SILENT) -> None:
+        self.case_run, self.progress = case_run, progress
+        self.pair, self.case = case_run.pair, case_run.case
 
     def run(self) -> list[Planted] | Skip:
         """Every fault; or why none was planted."""
@@ -121,7 +122,7 @@ class Battery:
         try:
             with fault.plant(ground, size):
                 side = switched(ground.of_port(self.pair.port), self.pair.known_differences).planted(ground)
-                with self.held.open_evidence(side) as evidence:
+                with self.case_run.open_evidence(side) as evidence:
                     ground.found = evidence.found
                     return first_seen(evidence, self.asked(fault))
         except Exception as error:  # whatever the code of a side raises

@@ -79,15 +79,15 @@ class KitReport(Report):
 class CaseRun(ExitStack):
     """One case of a pair: every side runs when it is first asked for, and stays until this is closed."""
 
-    def __init__(self, pair: Pair, case: Any, held: dict[int, tuple[Any, Any]] | None = None) -> None:
+    def __init__(self, pair: Pair, case: Any, made: dict[int, tuple[Any, Any]] | None = None) -> None:
         super().__init__()
-        self.pair, self.case, self.held = pair, case, {} if held is None else held
+        self.pair, self.case, self.made = pair, case, {} if made is None else made
 
     @contextmanager
     def open_evidence(self, side: AnySide) -> Iterator[TracePair]:
         """A further side against the same original, for as long as it is looked at."""
         self.original()
-        with CaseRun(self.pair, self.case, self.held) as beside:
+        with CaseRun(self.pair, self.case, self.made) as beside:
             yield beside._evidence(side)
 
     def original(self) -> Run:
@@ -100,12 +100,12 @@ class CaseRun(ExitStack):
 
     def _once(self, of: Any, make: Callable[[], Any]) -> Any:
         """What is made once for this very object, which is kept beside it, so that no other one gets its identity."""
-        if id(of) not in self.held:
+        if id(of) not in self.made:
             try:
-                self.held[id(of)] = of, make()
+                self.made[id(of)] = of, make()
             except Exception as error:
-                self.held[id(of)] = of, error
-        found = self.held[id(of)][1]
+                self.made[id(of)] = of, error
+        found = self.made[id(of)][1]
         if isinstance(found, Exception):
             raise found
         return found
@@ -214,20 +214,20 @@ class Runner:
         self.pair, self.chosen, self.progress = pair, chosen, progress
         self.report = KitReport(environment=described(), deviations=list(pair.deviations))
         self.report.baseline = pair.baseline or (pair.original.name if pair.original else "") or "original"
-        self.held: CaseRun | None = None
+        self.case_run: CaseRun | None = None
 
     def close(self) -> None:
         """Let go of the sides of the last case."""
-        if self.held is not None:
-            self.held.close()
-        self.held = None
+        if self.case_run is not None:
+            self.case_run.close()
+        self.case_run = None
 
-    def hold(self, case: Any) -> CaseRun:
+    def open_case(self, case: Any) -> CaseRun:
         """The sides of a case, and no other's any more."""
-        if self.held is None or self.held.case is not case:
+        if self.case_run is None or self.case_run.case is not case:
             self.close()
-            self.held = CaseRun(self.pair, case)
-        return self.held
+            self.case_run = CaseRun(self.pair, case)
+        return self.case_run
 
     def checks(self, side: AnySide) -> list[Check]:
         """The checks of a side: all that are chosen, of those that it is held to."""
@@ -239,15 +239,15 @@ class Runner:
 
         Whatever the code of a side raises comes through.
         """
-        evidence = self.hold(case).evidence(side)
+        evidence = self.open_case(case).evidence(side)
         rows = run_check(evidence, check)
         return hinted(rows, evidence, first_place(rows, evidence), self.pair.hint)
 
     def ask_as_it_is(self, case: Any) -> list[Row]:
         """Whether the port runs without its known differences. Whatever the original's code raises comes through."""
-        held, name = self.hold(case), case.name or "case"
-        held.original()
-        return as_it_is(name, self.pair.port, self.pair.known_differences, held.open_evidence)
+        case_run, name = self.open_case(case), case.name or "case"
+        case_run.original()
+        return as_it_is(name, self.pair.port, self.pair.known_differences, case_run.open_evidence)
 
     def verify(self, root: Path) -> None:
         """Rows for a checkout: are its files what they should be?"""
@@ -260,14 +260,14 @@ class Runner:
 
     def judge(self, case: Any) -> None:
         """Every side of one case; an exception of a side is a failed row, and the others still run."""
-        held, original, name = self.hold(case), self.pair.original, case.name or "case"
+        case_run, original, name = self.open_case(case), self.pair.original, case.name or "case"
         assert original is not None
         self.progress(name)
         reason, _, remedy = (leaves_out(original, case) or "").partition(": ")
         if reason:
             self.report.skips.append(Skip("original", name, reason, remedy or self.pair.remedy))
             return
-        run = self._guarded(RowKey.of_side(name, original.name or "original"), held.original)
+        run = self._guarded(RowKey.of_side(name, original.name or "original"), case_run.original)
         if run is None:
             return
         self.report.curves += curves(run.trace, self.report.baseline)
@@ -277,10 +277,10 @@ class Runner:
             subject = RowKey.of_side(name, side.name or "port")
             if left_out := leaves_out(side, case):
                 self.report.rows.append(subject.inapplicable(left_out))
-            elif evidence := self._guarded(subject, partial(held.evidence, side)):
+            elif evidence := self._guarded(subject, partial(case_run.evidence, side)):
                 self._side(evidence, self.checks(side))
         if known and not leaves_out(port, case):
-            self._known_differences(name, study(name, port, known, held.open_evidence, self.checks(port)))
+            self._known_differences(name, study(name, port, known, case_run.open_evidence, self.checks(port)))
 
     def _known_differences(self, case: str, ledger: Ledger) -> None:
         """What known differences explain in one case, and what the port raises as it is."""

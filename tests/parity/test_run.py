@@ -355,7 +355,7 @@ def test_evidence_is_a_side_s_own_and_names_tell_sides_apart(toy):
     pair = find_pair(f"{toy}:PAIR")
     with closing(Runner(pair, ["loss"])) as runner:
         for side in (pair.port, replace(pair.port, build=find_pair(f"{toy}:LOUD").port.build)):
-            loss = runner.hold(pair.find_cases(None)[0]).evidence(side).found.tensors["mb0.loss"]
+            loss = runner.open_case(pair.find_cases(None)[0]).evidence(side).found.tensors["mb0.loss"]
             assert torch.equal(loss, trace_case(side, pair.find_cases(None)[0]).tensors["mb0.loss"])
     for name in ("", "mine"):
         with pytest.raises(InputError, match=f"toy: sides: found several called {name or 'nothing'}, expected names"):
