@@ -15,7 +15,7 @@ from parity.pair import Options, find_pair
 from parity.plants import Ground
 from parity.prototypes.faults import in_config, unnormed_residual
 from parity.report import write_html
-from parity.run import joined, run_pair
+from parity.run import join_reports, run_pair
 
 DOCS = Path(__file__).parent
 PLAIN = "not (noise or ga2 or bs1)"
@@ -38,7 +38,7 @@ def main() -> int:
 def draw(page: Path, algorithms: tuple[str, ...]) -> None:
     """The report of the three-step float32 cases."""
     options = Options(keyword=f"fp32_k3 and {PLAIN}")
-    write_html(joined([run_pair(find_pair(name), options, print) for name in algorithms]), page)
+    write_html(join_reports([run_pair(find_pair(name), options, print) for name in algorithms]), page)
 
 
 def photograph(page: Path, picture: Path, height: int) -> None:
