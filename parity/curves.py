@@ -16,7 +16,6 @@ from parity.trace import Point
 from parity.trace_pair import TracePair
 from parity.verdict import Row, Status
 
-OWN = {"grad_norm": "grad_norm"}
 RATES = ("lr_used", "lr_after")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -34,7 +33,8 @@ def curve_rows(evidence: TracePair) -> list[Row]:
     unrolled = any(point.step_losses for point in curves[0])
     sides = [[numbers_of(point, unrolled) for point in curve] for curve in curves]
     for name in dict.fromkeys(name for point in chain(*sides) for name in point):
-        quantity, values = OWN.get(name, "curve"), [[point.get(name) for point in side] for side in sides]
+        quantity = "grad_norm" if name == "grad_norm" else "curve"
+        values = [[point.get(name) for point in side] for side in sides]
         count = len(_places(values[0]))
         if quantity in evidence.own or not count or _places(values[0]) != _places(values[1]):
             rows.append(_series(subject, quantity, name, values, evidence.tolerance(quantity)))

@@ -209,16 +209,14 @@ def token_rows(evidence: TracePair) -> list[Row]:
     for number, answer in enumerate(answers):
         before = logits[number, -answer.numel() - 1 : -1]
         given, choice = ids[number, -answer.numel() :], before.argmax(-1)
-        apart = [at for at in range(len(answer)) if answer[at] != choice[at] or answer[at] != given[at]][:1]
-        behind = float(before[apart[0], choice[apart[0]]] - before[apart[0], answer[apart[0]]]) if apart else 0.0
-        top = before[apart[0]].topk(2).values if apart else None
-        told = (
-            f"token {apart[0]} of the answer: {int(answer[apart[0]])}, expected {int(choice[apart[0]])}; "
-            if apart
-            else ""
-        )
-        told += f"its top two are {float(top[0] - top[1]):.2e} apart" if top is not None else f"{len(answer)} tokens"
-        rows.append(subject.row("behind", f"answer {number}", behind, near, behind <= near, told))
+        behind, detail = 0.0, f"{len(answer)} tokens"
+        at = next((n for n in range(len(answer)) if answer[n] != choice[n] or answer[n] != given[n]), None)
+        if at is not None:
+            first, second = before[at].topk(2).values.tolist()
+            behind = float(before[at, choice[at]] - before[at, answer[at]])
+            detail = f"token {at} of the answer: {int(answer[at])}, expected {int(choice[at])}; "
+            detail += f"its top two are {first - second:.2e} apart"
+        rows.append(subject.row("behind", f"answer {number}", behind, near, behind <= near, detail))
     return rows
 
 

@@ -92,17 +92,15 @@ def compare_samplers(subject: RowKey, name: str, expected: Sequence[Tensor], fou
         return [subject.failed("draws", name, f"drawn {len(found)} times, expected {len(expected)}", 0.0)]
     floats = any(draw.is_floating_point() for draw in (*expected, *found))
     counts = [[[len(draw), *[len(draw.unique())] * (not floats)] for draw in side] for side in sides]
-    label = ("", " different ones").__getitem__
-    rows = [_alike(subject, "number drawn", name, *map(torch.tensor, counts), label=label)]
+    rows = [_alike(subject, "number drawn", name, *map(torch.tensor, counts), labels=("", " different ones"))]
     if floats:
         rows += _compare_floats(subject, name, *([draw.double() for draw in side if len(draw)] for side in sides))
     else:
         rows += _compare_entries(subject, name, expected, found)
     lengths = {len(draw) for draw in (*expected, *found)}
     if len(lengths) == 1 and max(lengths) > 1:
-        rows.append(
-            _alike(subject, "order", name, *(torch.stack([*side]) for side in sides), label=" at place {}".format)
-        )
+        places = [f" at place {place}" for place in range(max(lengths))]
+        rows.append(_alike(subject, "order", name, *(torch.stack([*side]) for side in sides), labels=places))
     return rows
 
 
@@ -149,10 +147,9 @@ def _compare_floats(subject: RowKey, name: str, *sides: Sequence[Tensor]) -> lis
     shares = [torch.stack([_shares(draw, levels) for draw in side]) for side in sides]
     rows = [_alike(subject, "mean", name, *means)]
     if min(map(len, whole)) > 1:
-        label = ("", " of the draws' means").__getitem__
-        rows.append(_alike(subject, "std", name, *squares, label=label, scale=math.sqrt))
+        rows.append(_alike(subject, "std", name, *squares, labels=("", " of the draws' means"), scale=math.sqrt))
     upto = [f" of them up to {level:.6g}" for level in levels.tolist()]
-    return [*rows, _alike(subject, "distribution", name, *shares, label=upto.__getitem__)]
+    return [*rows, _alike(subject, "distribution", name, *shares, labels=upto)]
 
 
 def _shares(draw: Tensor, levels: Tensor) -> Tensor:
@@ -165,10 +162,10 @@ def _alike(
     quantity: str,
     name: str,
     *sides: Tensor,
-    label: Callable[[int], str] = lambda column: "",
+    labels: Sequence[str] = ("",),
     scale: Callable[[float], float] = float,
 ) -> Row:
-    """Two samples [draws, columns] by the means that differ most.
+    """Two samples [draws, columns] by the means that differ most; ``labels`` say which column that is.
 
     The more columns, the more standard errors are allowed: equal samplers exceed them once in 150 comparisons at most.
     """
@@ -177,5 +174,5 @@ def _alike(
     worst = int(errors.nan_to_num(nan=torch.inf).argmax())
     measured = float(errors[worst])
     allowed = max(SIGNIFICANT, -NormalDist().inv_cdf(CHANCE / (2 * len(errors))))
-    detail = " / ".join(f"{scale(float(side[:, worst].mean())):.6g}" for side in columns) + label(worst)
+    detail = " / ".join(f"{scale(float(side[:, worst].mean())):.6g}" for side in columns) + labels[worst]
     return subject.row(quantity, name, measured, allowed, measured <= allowed, detail)
