@@ -230,7 +230,7 @@ def run(words: Sequence[str]) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit codes are the command's, see :func:`ports.commands.exit_code`."""
-    return flags.run(lambda: typer.main.get_command(app), sys.argv[1:] if argv is None else argv)
+    return flags.run(lambda: typer.main.get_command(app), argv)
 
 
 def former_main() -> int:

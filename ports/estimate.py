@@ -7,8 +7,6 @@ since no tensor of the fast paths is quadratic in it.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -192,8 +190,3 @@ def kept_bytes(objective: Any, tokens: int, rows: int, half: bool = True) -> int
 
 
 command = flags.command(EstimateSettings, lambda settings: print("\n".join(estimate(settings).lines())))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see :func:`ports.commands.exit_code`."""
-    return flags.run(command, sys.argv[1:] if argv is None else argv)

@@ -7,6 +7,7 @@ and keys are read with hyphens and underscores alike.
 from __future__ import annotations
 
 import inspect
+import sys
 import types
 from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
@@ -307,9 +308,10 @@ def carry_out(made: Any, words: Sequence[str]) -> Any:
         return found() if callable(found) else found
 
 
-def run(made: Any, words: Sequence[str]) -> int:
-    """The same for a terminal; for exit codes see :func:`ports.commands.exit_code`.
+def run(made: Any, words: Sequence[str] | None = None) -> int:
+    """The same for a terminal, by default of this process' words; for exit codes see :func:`ports.commands.exit_code`.
 
     A function in place of a command makes it: a Ctrl-C while it does ends like any other.
     """
+    words = sys.argv[1:] if words is None else words
     return exit_code(lambda: carry_out(made() if inspect.isfunction(made) else made, words))

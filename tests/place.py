@@ -16,16 +16,13 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
-import ports.evaluate.__main__
-import ports.serving.__main__
 from parity.fixtures.draft import eagle3_config, hass_config
 from parity.fixtures.tokenizer import build_tokenizer
 from parity.fixtures.verifier import VerifierSpec, build_verifier
-from ports import estimate
 from ports.eagle3 import train as eagle3
 from ports.generate import __main__ as generate
-from ports.generate import answers
 from ports.hass import train as hass
+from tests.commands import main_of
 from tests.mutants import TooLongError, in_time
 
 SPEC = VerifierSpec(
@@ -134,10 +131,8 @@ MAINS = {
     **dict.fromkeys(("eagle3", "arrow"), eagle3.main),
     **dict.fromkeys(("hass", "online"), hass.main),
     **dict.fromkeys(("generate", "show", "vocabulary"), generate.main),
-    "answers": answers.main,
-    "estimate": estimate.main,
-    "evaluate": lambda words: ports.evaluate.__main__.main(),
-    "serving": lambda words: ports.serving.__main__.main(),
+    **{name: main_of(name) for name in ("answers", "estimate", "evaluate")},
+    "serving": main_of("serve"),
 }
 
 

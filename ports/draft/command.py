@@ -9,7 +9,6 @@ the first that is not. Phases that compute are commands of their own, each in a 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -108,8 +107,3 @@ def report(out: Path, served: bool = True) -> int:
 
 
 command = flags.command(DraftSettings, hushed(make))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see :func:`ports.commands.exit_code`."""
-    return flags.run(command, sys.argv[1:] if argv is None else argv)

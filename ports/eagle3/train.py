@@ -102,7 +102,7 @@ def execute(settings: Eagle3Settings, measure: Measure | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point, of the same command as ``speculator train eagle3``; exit code 2 on bad input."""
-    return flags.run(lambda: cli.load("train eagle3"), sys.argv[1:] if argv is None else argv)
+    return flags.run(lambda: cli.load("train eagle3"), argv)
 
 
 if __name__ == "__main__":

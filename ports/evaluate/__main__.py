@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from functools import wraps
 from typing import Any
 
@@ -63,11 +62,6 @@ def print_result(result: dict[str, Any], console: Console) -> None:
 
 
 command = flags.function_command(hushed(run), EVALUATE)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see :func:`ports.commands.exit_code`."""
-    return flags.run(command, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

@@ -379,8 +379,3 @@ def go_on(file: Path, made: Mapping[str, Any]) -> int:
 
 
 command = flags.command(AnswersSettings, hushed(answer), ANSWERS)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see :func:`ports.commands.exit_code`."""
-    return flags.run(command, sys.argv[1:] if argv is None else argv)

@@ -142,8 +142,3 @@ def choose_vocabulary(settings: VocabularySettings) -> None:
 
 
 command = flags.command(VocabularySettings, choose_vocabulary)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see :func:`ports.commands.exit_code`."""
-    return flags.run(command, sys.argv[1:] if argv is None else argv)

@@ -107,7 +107,7 @@ def execute(settings: HassSettings, measure: Measure | None = None) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point, of the same command as ``speculator train hass``; exit code 2 on bad input."""
-    return flags.run(lambda: cli.load("train hass"), sys.argv[1:] if argv is None else argv)
+    return flags.run(lambda: cli.load("train hass"), argv)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -110,11 +109,6 @@ def write_folded(draft: HassDraftModel, directory: Path, vocabulary: VocabularyM
 
 
 command = flags.function_command(hushed(run))
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see :func:`ports.commands.exit_code`."""
-    return flags.run(command, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

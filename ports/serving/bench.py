@@ -390,10 +390,5 @@ def _draw(result: dict[str, Any], file: Path) -> None:
 command = flags.function_command(hushed(run), BENCH)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; see :func:`ports.commands.exit_code`."""
-    return flags.run(command, sys.argv[1:] if argv is None else argv)
-
-
 if __name__ == "__main__":
     sys.exit(cli.main(new_command("python -m ports.serving.bench", sys.argv[1:])))

@@ -256,7 +256,7 @@ def train_command(settings_class: type[S], execute: Callable[[S], object]) -> fl
 
 def run_command(settings_class: type[S], execute: Callable[[S], object], argv: Sequence[str] | None = None) -> int:
     """Do what a command line asks of :func:`train_command`; exit codes: :func:`ports.commands.exit_code`."""
-    return flags.run(lambda: train_command(settings_class, execute), sys.argv[1:] if argv is None else argv)
+    return flags.run(lambda: train_command(settings_class, execute), argv)
 
 
 def _execute(settings: S, execute: Callable[[S], object]) -> int:

@@ -2,9 +2,11 @@
 
 import json
 
-from ports.serving.bench import main
+from tests.commands import main_of
 from tests.needs import VLLM
 from tests.serving.conftest import CORE, NUM_PROMPTS
+
+main = main_of("bench")
 
 pytestmark = VLLM
 

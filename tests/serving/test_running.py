@@ -14,12 +14,14 @@ import pytest
 
 from ports.draft.card import Names, draft_facts
 from ports.evaluate.acceptance import Counters
-from ports.serving.bench import main
 from ports.verifier.interfaces import installed
 from ports.verifier.vllm import VLLM_ENVIRONMENT
+from tests.commands import main_of
 from tests.needs import VLLM
 from tests.processes import free_port
 from tests.serving.conftest import LENGTH, NUM_PROMPTS, ROOT, evaluated
+
+main = main_of("bench")
 
 pytestmark = VLLM
 PLUGIN = "[vllm.general_plugins]\nspeculator_ports_hass = ports.serving.plugin:register\n"

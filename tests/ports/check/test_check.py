@@ -11,14 +11,17 @@ import torch
 from ports.check import accepted, command
 from ports.check import trained as steps
 from ports.check.accepted import look_at_acceptance, look_at_contexts
-from ports.check.command import check, main
+from ports.check.command import check
 from ports.evaluate.acceptance import by_context
 from ports.evaluate.decode import Answer
 from ports.evaluate.drafter import open_draft
 from ports.generate.records import write_record
 from ports.training.records import RecordInfo, list_records
 from ports.verifier.fingerprint import verifier_fingerprint
+from tests.commands import main_of
 from tests.ports.conftest import edit, edit_tensors
+
+main = main_of("check")
 
 STEPS = ["files", "records", "trained", "accepted", "context", "served"]
 

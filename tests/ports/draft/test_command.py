@@ -18,7 +18,6 @@ import ports.hass  # noqa: F401, registers its model
 from ports import cli, progress
 from ports.draft import command, fit, phases, plan, processes
 from ports.draft.card import CARD
-from ports.draft.command import main
 from ports.draft.phases import best_checkpoint, phases_of
 from ports.draft.plan import Plan
 from ports.draft.settings import DraftSettings
@@ -28,12 +27,15 @@ from ports.generate import answers
 from ports.training.derived import derived_config
 from ports.training.records import GENERATION, list_records
 from ports.verifier.config import verifier_config
+from tests.commands import main_of
 from tests.ports.conftest import edit, edit_tensors, words_of
 from tests.ports.generate.conftest import contents, forking
 from tests.ports.generate.test_answers import without_template
 from tests.ports.training.conftest import metrics
 from tests.ports.verifier.test_loading import LOST, lose
 from tests.processes import await_end_of, family, wait_for
+
+main = main_of("draft")
 
 QUESTIONS = [{"question": f"What is {number} and {number}?", "answer": f"It is {2 * number}."} for number in range(12)]
 

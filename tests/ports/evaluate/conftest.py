@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from parity.fixtures.features import hidden_states
-from ports.evaluate.__main__ import main
 from ports.evaluate.drafter import drafter_of, open_draft
 from ports.training.saving import save_draft
 from ports.verifier.loading import load_verifier
+from tests.commands import main_of
 from tests.ports.conftest import TRAIN, enliven, settings_of
+
+main = main_of("evaluate")
 
 
 @dataclass

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from ports.evaluate.acceptance import Counted, figures, in_json
-from ports.evaluate.compare import main, verdict
+from ports.evaluate.compare import verdict
+from tests.commands import main_of
+
+main = main_of("compare")
 
 COUNTS = json.loads(Path(__file__).with_name("counts.json").read_text())
 """Of every prompt proposals and what was accepted of them by position; see counts.py."""

@@ -17,12 +17,14 @@ from ports.evaluate.decode import Limits, decode
 from ports.evaluate.prompts import read_questions
 from ports.generate import answers as module
 from ports.generate import engines
-from ports.generate.answers import main
 from ports.generate.replies import Prompt
 from ports.verifier.tokenizer import end_tokens, open_tokenizer
 from ports.verifier.vllm import VLLM_ENVIRONMENT
+from tests.commands import main_of
 from tests.ports.conftest import edit, words_of
 from tests.ports.generate.conftest import forking
+
+main = main_of("answers")
 
 SAID = [("human", "Hi"), ("gpt", "Yes"), ("human", "So")]
 ROWS = [

@@ -14,10 +14,12 @@ import pytest
 
 from ports.errors import InputError
 from ports.generate import server as module
-from ports.generate.answers import main
 from ports.generate.replies import Prompt
 from ports.verifier.tokenizer import open_tokenizer
+from tests.commands import main_of
 from tests.ports.conftest import words_of
+
+main = main_of("answers")
 
 MODEL, LENGTH, PROMPTS = "tiny", 160, 9
 COMPLETIONS, MODELS = "/v1/completions", "/v1/models"

@@ -9,10 +9,13 @@ import pytest
 
 import ports.serving.bench
 from ports.errors import InputError
-from ports.serving.bench import main, start_engine
+from ports.serving.bench import start_engine
 from ports.training.saving import save_draft
+from tests.commands import main_of
 from tests.ports.verifier.test_loading import LOST, lose
 from tests.processes import await_end_of, wait_for
+
+main = main_of("bench")
 
 
 @pytest.fixture

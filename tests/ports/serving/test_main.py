@@ -11,10 +11,13 @@ from torch import nn
 
 from ports.eagle3 import train as eagle3
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
-from ports.serving.__main__ import fold, folded_weights, main
+from ports.serving.__main__ import fold, folded_weights
 from ports.serving.plugin import ARCHITECTURE
 from ports.training.saving import save_draft
+from tests.commands import main_of
 from tests.ports.conftest import edit
+
+main = main_of("serve")
 
 ROUND_OFF = 1e-6
 """Of a logit's size: float32 products summed in another order; measured at most 3e-7 on these sizes."""

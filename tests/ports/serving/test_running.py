@@ -7,7 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from ports.serving.bench import main
+from tests.commands import main_of
+
+main = main_of("bench")
+
 
 STEPS = (1, 3, 1, 2)
 """Tokens of each event of an answer: the first without a proposal, each later one what was accepted and one."""

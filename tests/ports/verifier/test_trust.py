@@ -7,13 +7,13 @@ import pytest
 
 from parity.fixtures.tokenizer import build_tokenizer
 from ports.flags import parse
-from ports.generate import __main__ as records
 from ports.generate import answers
 from ports.verifier import trust
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
 from ports.verifier.loading import check_verifier, load_verifier, verifier_parameters
 from ports.verifier.tokenizer import open_tokenizer
+from tests.commands import main_of
 from tests.ports.conftest import edit
 
 CODE = """
@@ -85,12 +85,12 @@ def test_who_trusts_it_runs_it(own, trace, asked, part):
     assert os.environ[trust.TRUSTED] == "1", "for what is started from here"
 
 
-@pytest.mark.parametrize("command", [records.main, answers.main])
+@pytest.mark.parametrize("command", ["records", "answers"])
 def test_a_command_says_so_in_a_line(own, trace, asked, tmp_path, capsys, command):
     (tmp_path / "talk.jsonl").write_text('{"prompt": "Hello"}\n')
     words = ["--verifier", own, "--out", str(tmp_path / "out"), "--data", str(tmp_path / "talk.jsonl")]
-    words += ["--dataset=any"] if command is records.main else []
-    assert command(words) == 2
+    words += ["--dataset=any"] if command == "records" else []
+    assert main_of(command)(words) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "code of its own, which is not run, expected --trust-remote-code from who has read it" in line
     assert (trace.exists(), asked) == (False, [])
