@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ from ports.errors import InputError, reason
 from ports.files import read_json
 from ports.training.alignment import Alignment
 from ports.training.derived import divisors_up_to
-from ports.verifier.config import verifier_config
+from ports.verifier.config import hub_id, verifier_config
 from ports.verifier.tokenizer import SPECIAL_IDS, special_ids
 
 LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3": Qwen3Config}
@@ -30,9 +28,6 @@ LAYER_CONFIGS: dict[str, type[PretrainedConfig]] = {"llama": LlamaConfig, "qwen3
 
 DRAFT_LAYERS = {"eagle3": ("llama", "qwen3")}
 """Which of them, by algorithm; others have Llama's. Speculators' Eagle3 has a first layer for each of the two."""
-
-SNAPSHOT = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]+)")
-"""A model in the hub's cache."""
 
 LEGACY_KEYS = frozenset({"rope_theta", "rope_scaling", "torch_dtype", "dtype", "pretraining_tp"})
 FORMAT_KEYS = frozenset(
@@ -173,7 +168,7 @@ def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> Speculator
     """What Speculators needs to know to propose ``ttt_steps`` tokens and to find the verifier again, from anywhere."""
     place = Path(basepath)
     verifier = VerifierConfig.from_pretrained(str(place.resolve()) if place.is_dir() else basepath)
-    verifier.name_or_path = hub_id(place) or verifier.name_or_path
+    verifier.name_or_path = id_of_newest(place) or verifier.name_or_path
     return SpeculatorsConfig(
         algorithm=algorithm,
         proposal_methods=[GreedyTokenProposalConfig(speculative_tokens=ttt_steps)],
@@ -182,14 +177,14 @@ def attach_verifier(algorithm: str, basepath: str, ttt_steps: int) -> Speculator
     )
 
 
-def hub_id(directory: Path) -> str | None:
-    """Of what lies in the hub's cache, as far as it is what the id stands for there."""
+def id_of_newest(directory: Path) -> str | None:
+    """The hub id of what lies in the hub's cache, as far as it is what the id stands for there."""
     place = directory.resolve()
-    found = SNAPSHOT.fullmatch(os.path.relpath(place, Path(constants.HF_HUB_CACHE).resolve()))
-    main = place.parents[1] / "refs" / "main"
-    if found is None or not main.is_file() or main.read_text().strip() != found["commit"]:
+    model = place.parent.parent
+    main = model / "refs" / "main"
+    if model.parent != Path(constants.HF_HUB_CACHE).resolve() or not main.is_file():
         return None
-    return found["id"].replace("--", "/")
+    return hub_id(str(place)) if main.read_text().strip() == place.name else None
 
 
 def check_sizes(configpath: str, layer: Any, verifier: Any) -> None:

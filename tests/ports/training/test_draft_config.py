@@ -11,7 +11,7 @@ from ports.eagle3.config import load_draft_config as load_eagle3
 from ports.errors import InputError
 from ports.hass.config import load_draft_config as load_hass
 from ports.training.alignment import Alignment
-from ports.training.draft_config import attach_verifier, check_sizes
+from ports.training.draft_config import attach_verifier, check_sizes, id_of_newest
 from ports.training.online import aux_layer_ids
 from ports.training.saving import save_draft
 from tests.ports.conftest import TRAIN, edit, enliven, settings_of
@@ -38,6 +38,7 @@ def test_a_verifier_in_the_hubs_cache_is_named_by_its_id_and_another_by_its_plac
     assert named == ["owner/some-name", str(fixture / "verifier")]
     (model / "refs" / "main").write_text("ffff")  # the id stands for another one now
     assert attach_verifier("hass", str(place), 3).verifier.name_or_path == str(place)
+    assert id_of_newest(Path("/model")) is None, "directly below the root, as in a container"
 
 
 @pytest.fixture
