@@ -304,9 +304,9 @@ def generate(settings: GenerationSettings) -> None:
             verifier failed, whose message stands above.
     """
     fix_numerics()
+    check_output(settings.outdir, "out")
     settings = settings.spread()
     copies = settings.checked_copies()
-    check_output(settings.outdir, "out")
     prepared = prepare(settings)
     say("\n".join(summary(prepared)))
     check_output(settings.outdir, "out", prepared.disk - bytes_in(settings.outdir))
