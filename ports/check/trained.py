@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ports.check.findings import Finding, fault, left_out, ok
 from ports.eagle3.objective import Eagle3Objective
+from ports.evaluate.decode import KnownTokens
 from ports.evaluate.drafter import drafter_of
-from ports.evaluate.sampling import Choice
 from ports.evaluate.verifier import Block, KVCache
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
@@ -32,6 +32,8 @@ from ports.training.loss import LossImplementation
 from ports.training.objective import TTTObjective
 from ports.training.online import FeatureReader, OnlineDataset
 from ports.training.records import check_origin, complete_records, recorded_info
+from ports.training.runs import RecordSpec
+from ports.training.validation import AS_SERVED
 from ports.verifier.loading import load_verifier
 from ports.verifier.states import check_states
 
@@ -56,16 +58,13 @@ def records_of(model: Any, directory: Path, device: torch.device) -> RecordDatas
     """
     config, layers = model.config, getattr(model.config, "eagle_aux_hidden_state_layer_ids", None)
     files, verifier = complete_records(directory, "--records"), config.speculators_config.verifier.name_or_path
-    h = config.transformer_layer_config.hidden_size
-    widths = {"hidden_state": h} if layers is None else {"hidden_state": len(layers) * h, "target": h}
-    told, vocab_size = recorded_info(files), config.transformer_layer_config.vocab_size
-    common: dict[str, Any] = {"noise": False, "alignment": Alignment.CHAIN}
+    kind, layer, told = config.speculators_model_type, config.transformer_layer_config, recorded_info(files)
+    read = files, RecordSpec(kind, layer.hidden_size, layer.vocab_size, layers).widths, layer.vocab_size
     if told is not None and told.algorithm == "ids":
         like = check_origin(files, "ids", verifier, None)
         readers = [FeatureReader(load_verifier(verifier, "auto", device), layers)]
-        return OnlineDataset(files, widths, vocab_size, like=like, readers=readers, **common)
-    like = check_origin(files, config.speculators_model_type, verifier, layers)
-    return RecordDataset(files, widths, vocab_size, like=like, **common)
+        return OnlineDataset(*read, like=like, readers=readers, **AS_SERVED)
+    return RecordDataset(*read, like=check_origin(files, kind, verifier, layers), **AS_SERVED)
 
 
 def look_at_records(model: Any, dataset: RecordDataset, device: torch.device, held: int = HELD) -> Finding:
@@ -167,16 +166,17 @@ def speculators_inputs(batch: Batch, ttt_steps: int) -> dict[str, Any]:
     }
 
 
-class Forced(Choice):
-    """Keeps the logits that it is shown, and takes the ``tokens`` [B, k] that are known whatever they say."""
+class Forced(KnownTokens):
+    """Keeps the logits that it is ``shown``."""
 
     def __init__(self, tokens: Tensor) -> None:
-        self.coming, self.seen = list(tokens.T), list[Tensor]()
+        super().__init__(tokens)
+        self.shown: list[Tensor] = []
 
     def pick(self, logits: Tensor) -> tuple[Tensor, None]:
         """See :class:`ports.evaluate.sampling.Choice`."""
-        self.seen.append(logits)
-        return self.coming[len(self.seen) - 1], None
+        self.shown.append(logits)
+        return super().pick(logits)
 
 
 @torch.no_grad()
@@ -194,7 +194,7 @@ def evaluated_logits(draft: Any, batch: Batch, size: int) -> list[Tensor]:
     )
     forced = Forced(ids[starts[:, None] + 1 + torch.arange(size)])
     drafter.propose(KVCache(count, ids.device), block, size, forced)
-    rows = [torch.full((length, each.shape[-1]), torch.nan) for each in forced.seen]
-    for step, each in enumerate(forced.seen):
+    rows = [torch.full((length, each.shape[-1]), torch.nan) for each in forced.shown]
+    for step, each in enumerate(forced.shown):
         rows[step][starts + step] = each
     return rows
