@@ -243,6 +243,7 @@ def test_each_copy_of_vllm_has_cards_of_its_own(ask, answered, fork, tmp_path):
     given = [json.loads(file.read_text()) for file in tmp_path.glob("*.given")]
     assert sorted(each["visible"] for each in given) == ["0,1", "2,3"]
     assert {each["tensor_parallel_size"] for each in given} == {2}
+    assert [each.get("enable_chunked_prefill", True) for each in given] == [torch.accelerator.is_available()] * 2
     assert len(answered()) == len(ROWS)
 
 
