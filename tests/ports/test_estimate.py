@@ -15,14 +15,15 @@ from ports.estimate import (
     build_objective,
     estimate,
     kept_bytes,
-    main,
     training_memory,
 )
 from ports.files import gigabytes
 from ports.hass.config import load_draft_config as hass_config
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name
+from tests.commands import main_of
 
+main = main_of("estimate")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama_3_1_8b"
 LOAD = {"eagle3": eagle3_config, "hass": hass_config}
 TRAINED = "weights, gradients, Adam"
