@@ -1,9 +1,13 @@
-"""Tables of the documentation that code writes, each between its two marks: ``python -m docs.tables``."""
+"""Tables of the documentation that code writes, each between its two marks.
+
+``python -m docs.tables`` writes all of them, ``python -m docs.tables flags`` one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -138,13 +142,14 @@ def updated(text: str, mark: str, table: Callable[[], str]) -> str:
     return f"{head}{begin}\n\n{table()}\n\n{end}{rest.partition(end)[2]}"
 
 
-def pages() -> dict[Path, str]:
-    """What every page with such a table should hold now."""
-    files = {ROOT / "docs" / name: table for name, table in TABLES.items()}
+def pages(marks: Sequence[str] = ()) -> dict[Path, str]:
+    """What every page with such a table should hold now, or those of the tables of these ``marks`` alone."""
+    files = {ROOT / "docs" / name: table for name, table in TABLES.items() if not marks or table[0] in marks}
     return {page: updated(page.read_text(), *table) for page, table in files.items()}
 
 
 if __name__ == "__main__":
-    write()
-    for path, content in pages().items():
+    if not sys.argv[1:] or "verifiers" in sys.argv:
+        write()
+    for path, content in pages(sys.argv[1:]).items():
         path.write_text(content)

@@ -134,9 +134,9 @@ class TracePair:
 class Check:
     """A named comparison.
 
-    ``follows`` names the checks whose failure explains a failure here. ``inapplicable`` says why the check has no
-    subject in a piece of evidence, or returns None. ``against`` is what its rows are held against where they do not
-    say.
+    ``follows`` names the checks whose failure explains a failure here, and with them what those follow.
+    ``inapplicable`` says why the check has no subject in a piece of evidence, or returns None. ``against`` is what its
+    rows are held against where they do not say.
     """
 
     name: str

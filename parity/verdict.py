@@ -198,6 +198,8 @@ class GradientFlow:
             return f"gradient is {self.grad_max}"
         if self.grad_max == 0.0:
             return "gradient is zero everywhere"
+        if not math.isfinite(self.moved):
+            return "became NaN or Inf"
         return "" if self.moved > 0 else "did not move over the whole run"
 
 
