@@ -66,11 +66,11 @@ def devices_for(model: str, dtype: str = "auto") -> int:
 def free_memory_everywhere() -> int | None:
     """Bytes that are free on each of the visible devices, as :func:`ports.numerics.free_memory` has them.
 
-    A process of its own asks, since it holds some of every device that it asks.
+    A process of its own asks, since it holds some of every device that it asks. None where it cannot tell, or fails.
     """
     code = "from ports import numerics; print(numerics.least_free_memory())"
-    said = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
-    return None if said == "None" else int(said)
+    said = subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.PIPE, text=True).stdout.strip()
+    return int(said) if said.isdecimal() else None
 
 
 def copies_of(asked: int | None, tensor_parallel: int) -> int:
