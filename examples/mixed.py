@@ -24,7 +24,7 @@ from ports.errors import InputError
 from ports.evaluate.intervals import from_json
 
 DIALOGUES, PASSES, PROMPTS = 6000, 4, 40
-"""Of a run that takes two cores about two hours by what its parts took, and was not made; entries of a benchmark."""
+"""Of a run that took two cores four and a half hours (docs/results.md); entries of a benchmark."""
 
 KINDS = {
     "gsm8k": ("grade_school_math/data/train.jsonl",),
