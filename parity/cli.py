@@ -34,7 +34,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 
 File = Optional[Path]  # noqa: UP045
 Word = Optional[str]  # noqa: UP045
-PairName = Annotated[Word, typer.Argument(metavar="PAIR", help="FILE.py:NAME, eagle3 or hass; default: these two")]
+PairName = Annotated[Word, typer.Argument(metavar="PAIR", help="FILE.py:NAME, eagle3, hass or all: both")]
 Recordings = Annotated[File, typer.Option(help="folder of recorded cases, or of traces; default: the pair's own")]
 Original = Annotated[
     File, typer.Option("--original", "--prototype", help="root of the original's checkout: run it live")
@@ -109,7 +109,7 @@ def trace(
     """Run the port of a pair and write what it computes, to be compared elsewhere."""
     check_output(output, "the command line", folder=True)
     groups = _words("--leave-out", leave_out, GROUPS)
-    for one, case in _chosen(_pairs(None if pair == "all" else pair), recordings, keyword):
+    for one, case in _chosen(_pairs(pair), recordings, keyword):
         _keep(one.port, one, case, output, groups)
 
 
@@ -167,7 +167,7 @@ def doctor(original: Original = None) -> None:
 
 def _pairs(name: str | None) -> list[Pair]:
     """The pair of that name, else those shipped."""
-    return [find_pair(each) for each in (SHIPPED if name is None else [name])]
+    return [find_pair(each) for each in (SHIPPED if name in (None, "all") else [name])]
 
 
 def _chosen(pairs: list[Pair], recordings: Path | None, keyword: str) -> list[tuple[Pair, Any]]:

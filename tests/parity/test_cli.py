@@ -60,9 +60,9 @@ def test_the_exit_code_is_the_verdict(report, code, command, monkeypatch, capsys
 def test_options_reach_the_run(option, command, verdicts, tmp_path):
     words = ("--recordings", tmp_path, "-k", "fp32 and not k4", "--checks", "loss,curve")
     assert command("run", "hass", option, "checkout", *words) == 0
-    assert command("run") == 0
+    assert command("run") == command("run", "all") == 0
     asked = Options(Path("checkout"), tmp_path, "fp32 and not k4", ("loss", "curve"))
-    assert verdicts == [("hass", asked), ("eagle3", Options()), ("hass", Options())]
+    assert verdicts == [("hass", asked), *2 * [("eagle3", Options()), ("hass", Options())]]
 
 
 BAD = {

@@ -98,6 +98,14 @@ def test_one_name_for_two_and_other_forms_are_refused(use, given, message):
         use(given)
 
 
+def test_two_names_for_one_are_one_value_or_refused():
+    names, values = NameMap({"a": "x"}), torch.ones(2)
+    assert names.rename({"a": values, "x": values.clone()})["x"] is values
+    assert names.rename({"a": [1.0]}) == {"x": [1.0]}
+    with pytest.raises(InputError, match="name map: x: found a and x of the original"):
+        names.rename({"a": values, "x": 2 * values})
+
+
 class Split(nn.Module):
     def __init__(self):
         super().__init__()
@@ -225,6 +233,19 @@ def test_calls_inside_of_a_mapped_one_go_along():
     names = NameMap({"other": "rest"}, calls={"block#0": "late#1", "block#1": "late#0"})
     inner = ["late.norm#2", "late.norm#3", "late#1", "rest#0", "late.norm#0", "late.norm#1", "late#0", "block#2"]
     assert names.call_keys(keys) == dict(zip(keys, inner))
+
+
+def test_calls_go_along_with_the_innermost_mapped_one():
+    keys = ["block.norm#0", "block.part.norm#0", "block.part#0", "block#0"]
+    names = NameMap(calls={"block#0": "late#0", "block.part#0": "piece#0"})
+    assert names.call_keys(keys) == dict(zip(keys, ["late.norm#0", "piece.norm#0", "piece#0", "late#0"]))
+
+
+def test_what_rounding_does_is_renamed_as_what_it_does_it_to():
+    names, original = NameMap({"a": "b", "q": None}), Trace("a", "case", "float32", calls=("a#0", "q#0"))
+    spread = {f"{group}.{name}.weight": (1.0,) for group in ("grad", "after", "final") for name in "aq"}
+    moved = names.spread({**spread, "call.a#0.out": (2.0,), "call.q#0.out": (2.0,)}, original)
+    assert set(moved) == {"grad.b.weight", "after.b.weight", "final.b.weight", "call.b#0.out"}
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12))
