@@ -261,7 +261,7 @@ DOUBLING = "{% set n = namespace(x='x') %}{% for a in range(40) %}{% set n.x = n
 UNBOUNDED = {
     "loops": (ENDLESS, "not done after 0.2 s"),
     "doubles": (DOUBLING, "more than "),
-    "1 GB": ("{{ messages[0].content * 1000000000 }}", "more than "),
+    "10 GB": ("{{ messages[0].content * 10000000000 }}", "more than 1,024 MiB"),
     "2 MB": ("{{ 'x' * 2000000 }}", "more than 1,048,"),
     "nothing": ("{# #}", "no token of 1 turns"),
 }
