@@ -8,8 +8,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from parity.renamed import NAMES, new_name
-
 if TYPE_CHECKING:
     from parity.allowed import moved
     from parity.case import Case
@@ -62,7 +60,6 @@ __all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace
 
 
 def __getattr__(name: str) -> Any:
-    name = new_name(name, NAMES)
     if name not in HOME:
         raise AttributeError(f"module 'parity' has no attribute {name!r}")
     found = getattr(import_module(f"parity.{HOME[name]}"), "NAMES" if name == "CHECKS" else name)

@@ -16,7 +16,6 @@ from torch import Tensor
 from parity.allowed import Spread
 from parity.calls import CALL, CALLS, WHOLE, below, dotted
 from parity.errors import InputError
-from parity.renamed import understands
 from parity.trace import STATES, Trace
 
 STATE_PREFIXES = tuple(f"{group}." for group in STATES)
@@ -56,7 +55,6 @@ class Replicated:
     ports: tuple[str, ...]
 
 
-@understands(joined="fused", copied="replicated")
 class NameMap:
     """The original's names to the port's.
 

@@ -26,7 +26,6 @@ from parity.names import NameMap
 from parity.observe import Draw
 from parity.outside import FolderSide
 from parity.plants import Fault
-from parity.renamed import CHECKS, new_name, understands
 from parity.side import AnySide, Side
 from parity.study import KnownDifference
 from parity.tolerances import Tolerances
@@ -41,7 +40,6 @@ Cases = Sequence[Any] | Callable[[], Sequence[Any]] | Callable[[Path | None], Se
 Job = Callable[["Options"], Report]
 
 
-@understands(causes="known_differences")
 @dataclass(frozen=True)
 class Pair:
     """Data alone; :func:`parity.run` runs it.
@@ -133,7 +131,6 @@ class Pair:
             InputError: an unknown one.
         """
         known = [*(check.name for check in self.every_check), *self.jobs]
-        checks = None if checks is None else [new_name(name, CHECKS) for name in checks]
         for name in checks or ():
             if name not in known:
                 raise InputError("comparison", "checks", name, f"of {', '.join(known)}")

@@ -29,7 +29,6 @@ from parity.names import align, as_map, known_to
 from parity.observe import laid_out, port_draws
 from parity.pair import EVERYTHING, Options, Pair, matches
 from parity.place import first_place, hinted
-from parity.renamed import CHECKS, new_name
 from parity.report import UNCUT, print_report, write_html, write_json
 from parity.side import AnySide, Run, Side
 from parity.study import as_it_is, effect_rows, raised_rows, study, switched, unheld
@@ -161,7 +160,7 @@ class CaseRun(ExitStack):
             views=pair.views,
             aligned=aligned,
             reference=reference and (lambda: viewed(reference(), found, pair.views)[0]),
-            not_applicable={new_name(name, CHECKS): said for name, said in pair.not_applicable.items()},
+            not_applicable=dict(pair.not_applicable),
             handed=handed,
             beside=any(side is one for one in pair.sides),
         )

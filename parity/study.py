@@ -20,7 +20,6 @@ from parity.contexts import Enter
 from parity.differences import RAISED, Difference, Ledger
 from parity.errors import InputError
 from parity.observe import found_at, replaced
-from parity.renamed import understands
 from parity.trace_pair import Check, TracePair, raised
 from parity.verdict import Row
 
@@ -39,7 +38,6 @@ LEFT_OUT = ("environment", "resume", "throughput")
 """Checks whose rows no known difference can explain, or that follow from others'."""
 
 
-@understands(switch="patch")
 @dataclass(frozen=True)
 class KnownDifference:
     """One thing that the original does another way.

@@ -16,8 +16,6 @@ from pydantic import BeforeValidator, ConfigDict, Field
 
 from parity.errors import InputError
 from parity.files import read_object, validated
-from parity.renamed import QUANTITIES as OLD_QUANTITIES
-from parity.renamed import new_name
 
 Size = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 
@@ -102,7 +100,6 @@ def checked(own: Tolerances) -> Tolerances:
     Raises:
         InputError: an unknown quantity.
     """
-    own = {new_name(name, OLD_QUANTITIES): bound for name, bound in own.items()}
     if unknown := sorted({*own} - {*QUANTITIES}):
         raise InputError("comparison", "tolerances", unknown[0], f"one of {', '.join(QUANTITIES)}")
     return own

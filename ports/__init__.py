@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 
-SCRIPTS = {"parity", "speculator", "eagle3-train", "hass-train", "speculator-estimate", "speculator-generate"}
+SCRIPTS = {"parity", "speculator"}
 
 
 def is_command(program: str) -> bool:

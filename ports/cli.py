@@ -5,7 +5,6 @@ Nothing is imported before a command is chosen: its libraries take seconds to lo
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -17,7 +16,6 @@ from typer.core import TyperCommand, TyperGroup
 
 from ports import flags
 from ports.errors import InputError, reason
-from ports.spellings import new_command
 
 MAKE, LOOK, SERVE = "From data to a draft", "Before and after", "Serving"
 
@@ -100,7 +98,7 @@ COMMANDS = {
         "runs/mine",
     ),
     "evaluate": Entry(
-        "ports.evaluate.__main__:command",
+        "ports.evaluate.command:command",
         LOOK,
         "acceptance of a draft's proposals on held-out prompts",
         "checkpoints/model4 --prompts held_out.jsonl",
@@ -112,7 +110,7 @@ COMMANDS = {
         "a.json b.json",
     ),
     "serve": Entry(
-        "ports.serving.__main__:command",
+        "ports.serving.fold:command",
         SERVE,
         "prepare a HASS checkpoint for a server: half the multiplications in fc",
         "checkpoints/state_4 served",
@@ -231,8 +229,3 @@ def run(words: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit codes are the command's, see :func:`ports.commands.exit_code`."""
     return flags.run(lambda: typer.main.get_command(app), argv)
-
-
-def former_main() -> int:
-    """Entry point of the programs that ``speculator`` has taken in, for one version."""
-    return main(new_command(sys.argv[0], sys.argv[1:]))

@@ -26,7 +26,7 @@ from ports.commands import exit_code, printable
 from ports.errors import InputError
 from ports.files import read_yaml
 from ports.progress import Work, hide
-from ports.spellings import ELSEWHERE, FIXED, HIDDEN, NOW, PREFIX, refuse_old_environment, respelled, tell
+from ports.spellings import ELSEWHERE, FIXED, HIDDEN, NOW, PREFIX, respelled, tell
 
 UsageError: Any = typer.BadParameter.__base__
 KINDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
@@ -38,16 +38,12 @@ S = TypeVar("S", bound=BaseModel)
 
 
 class Command(TyperCommand):
-    """A command line that knows its ``old`` words; parsed, it gives what is to be run, without arguments."""
-
-    old: Mapping[str, str] = NOW
+    """A command line that knows the prototypes' words; parsed, it gives what is to be run, without arguments."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Of the words, respelled; old ones are told under ``speculator``, and stand for themselves elsewhere."""
+        """Of the words, respelled; the prototypes' are told under ``speculator``, and taken as they are elsewhere."""
         known = {str(parameter.name) for parameter in self.params}
-        if not ctx.resilient_parsing:
-            refuse_old_environment(known, self.old)
-        words = respelled(args, known, self.old, ctx.parent is None or ctx.resilient_parsing)
+        words = respelled(args, known, ctx.parent is None or ctx.resilient_parsing)
         try:
             return super().parse_args(ctx, list(words))
         except UsageError as error:
@@ -69,13 +65,12 @@ class Command(TyperCommand):
         return [*found]
 
 
-def command(settings: type[S], run: Callable[[S], Any], old: Mapping[str, str] | None = None) -> Command:
+def command(settings: type[S], run: Callable[[S], Any]) -> Command:
     """A command whose flags become ``settings``, which ``run`` gets; what it returns is the exit code.
 
     Args:
         settings: where it has ``panels``, these are headings of the help, by the first field below each.
         run: does the work.
-        old: words that only this command had.
     """
 
     def call(context: typer.Context, config: Path | None, **values: Any) -> Any:
@@ -86,10 +81,10 @@ def command(settings: type[S], run: Callable[[S], Any], old: Mapping[str, str] |
     for name, field in settings.model_fields.items():
         panel = panels.get(name, panel)
         options.append(_parameter(field.alias or name, field, panel))
-    return _made(call, options, settings.__doc__, old)
+    return _made(call, options, settings.__doc__)
 
 
-def function_command(function: Callable[..., Any], old: Mapping[str, str] | None = None) -> Command:
+def function_command(function: Callable[..., Any]) -> Command:
     """The same of a function with Typer's annotations."""
 
     def call(context: typer.Context, config: Path | None, **values: Any) -> Any:
@@ -97,12 +92,10 @@ def function_command(function: Callable[..., Any], old: Mapping[str, str] | None
 
     given = inspect.signature(function, eval_str=True).parameters.values()
     keywords = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in given]
-    return _made(call, keywords, function.__doc__, old)
+    return _made(call, keywords, function.__doc__)
 
 
-def _made(
-    call: Callable[..., Any], options: Sequence[inspect.Parameter], doc: str | None, old: Mapping[str, str] | None
-) -> Command:
+def _made(call: Callable[..., Any], options: Sequence[inspect.Parameter], doc: str | None) -> Command:
     help_text = inspect.cleandoc(doc or "").partition("\n\nArgs:")[0].partition("\n\nRaises:")[0]
     keyword = inspect.Parameter.KEYWORD_ONLY
     flag = typer.Option(is_eager=True, callback=_read_config, metavar="PATH", help=CONFIG)
@@ -116,7 +109,6 @@ def _made(
     context = {"auto_envvar_prefix": PREFIX.rstrip("_"), "help_option_names": ["-h", "--help"]}
     app.command(cls=Command, help=help_text, context_settings=context)(call)
     made: Any = typer.main.get_command(app)
-    made.old = {**NOW, **(old or {})}
     for parameter in made.params:
         parameter.show_envvar = False
     return made
@@ -184,8 +176,8 @@ def _read_config(context: typer.Context, file: Path | None) -> Path | None:
     values = {}
     for key, value in read_yaml(file, "--config", "a mapping of settings").items():
         name = key.replace("-", "_")
-        if name not in flags and name in mine.old:
-            name = mine.old[name]
+        if name not in flags and name in NOW:
+            name = NOW[name]
             tell(f"{file}: {key} is {name} now")
         if name in flags:
             values[name] = [value] if flags[name].multiple and isinstance(value, str) else value

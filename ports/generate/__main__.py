@@ -17,7 +17,6 @@ from ports.errors import InputError
 from ports.generate import vocabulary
 from ports.generate.conversations import ConversationError, load_conversations
 from ports.generate.run import GenerationSettings, generate, prepare, say, summary
-from ports.spellings import new_command
 from ports.verifier.tokenizer import open_tokenizer
 
 
@@ -68,5 +67,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    new_command("python -m ports.generate", sys.argv[1:])
     sys.exit(main())

@@ -36,7 +36,6 @@ from ports.generate.records import digest, start_or_go_on
 from ports.generate.replies import Prompt
 from ports.generate.server import ServerEngine
 from ports.progress import Work
-from ports.spellings import ANSWERS
 from ports.training.checkpoint import DirectoryLock, write_file
 from ports.training.settings import CommandSettings
 from ports.verifier.fingerprint import verifier_fingerprint
@@ -378,4 +377,4 @@ def go_on(file: Path, made: Mapping[str, Any]) -> int:
     return done
 
 
-command = flags.command(AnswersSettings, hushed(answer), ANSWERS)
+command = flags.command(AnswersSettings, hushed(answer))

@@ -26,7 +26,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ports import cli, flags
+from ports import flags
 from ports.commands import hushed
 from ports.errors import InputError
 from ports.evaluate.acceptance import in_json
@@ -41,7 +41,6 @@ from ports.files import read_json
 from ports.progress import Work
 from ports.serving import LOOKUPS, Lookup
 from ports.serving.running import Server, counters_of, intervals_of, measure_servers, print_servers
-from ports.spellings import BENCH, new_command
 from ports.verifier import trust
 from ports.verifier.attention import longest_prompt
 from ports.verifier.interfaces import METHODS, refuse_unserved
@@ -387,8 +386,4 @@ def _draw(result: dict[str, Any], file: Path) -> None:
     draw(file, Panel(sizes, lines, {**axes, "xticks": sizes}))
 
 
-command = flags.function_command(hushed(run), BENCH)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(new_command("python -m ports.serving.bench", sys.argv[1:])))
+command = flags.function_command(hushed(run))

@@ -4,14 +4,13 @@ import importlib
 import re
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from ports import cli, flags
 from ports.estimate import EstimateSettings
-from ports.spellings import COMMANDS, NOW
+from ports.spellings import NOW
 
 LIBRARIES = "('torch', 'transformers.models', 'speculators', 'datasets')"
 LAZY = f"import sys, ports.cli; ports.cli.main(sys.argv[1:]); print([n for n in {LIBRARIES} if n in sys.modules])"
@@ -39,8 +38,8 @@ def test_every_example_of_the_help_is_a_command_line(name, monkeypatch, capsys):
     assert f"Example: speculator {name} {cli.COMMANDS[name].example}" in said
     for parameter in command.params:
         assert parameter.help, parameter.name
-        assert parameter.name not in command.old, parameter.name
-    assert {word.replace("-", "_") for word in re.findall(r"--([a-z][\w-]*)", said)} & command.old.keys() == set()
+        assert parameter.name not in NOW, parameter.name
+    assert {word.replace("-", "_") for word in re.findall(r"--([a-z][\w-]*)", said)} & NOW.keys() == set()
 
 
 @pytest.fixture
@@ -85,17 +84,6 @@ def test_a_file_serves_several_commands(stand_in, tmp_path, capsys):
     file.write_text("verifier: a\nheldout: 3\n")
     assert cli.main(["try", "out", "--config", str(file)]) == 2
     assert f"{file}: heldout: found an unknown key, expected one of " in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(("old", "new"), COMMANDS.items())
-def test_an_old_program_goes_on_as_the_new_one(monkeypatch, capsys, old, new):
-    ran = []
-    monkeypatch.setattr(cli, "main", lambda words: ran.append(words) or 0)
-    program, *words = [old] if old.startswith("python") else old.split()
-    monkeypatch.setattr(sys, "argv", [str(Path("/usr/bin", program)) if words else program, *words, "--flag", "1"])
-    assert cli.former_main() == 0
-    assert ran == [[*new.split(), "--flag", "1"]]
-    assert capsys.readouterr().err == f"note: {old} is speculator {new} now\n"
 
 
 def test_a_shell_completes_commands_flags_and_values(monkeypatch, capsys):

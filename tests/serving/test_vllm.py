@@ -8,7 +8,7 @@ import torch
 
 from ports.evaluate.drafter import Eagle3Drafter, drafter_of, open_draft, read_vocabulary, untrained
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
-from ports.serving.__main__ import write_folded
+from ports.serving.fold import write_folded
 from ports.training.saving import save_draft
 from tests.needs import VLLM
 from tests.serving.conftest import DRAFT_VOCAB_SIZE, LENGTH, NUM_PROMPTS, TTT_STEPS, counted, drafted, evaluated

@@ -35,12 +35,12 @@ assert 'torchaudio' not in sys.modules
 OPEN = "from speculators import SpeculatorModel; print(type(SpeculatorModel.from_pretrained({!r})).__name__)"
 GENERATE = (
     "speculator records --verifier verifier --dataset sharegpt --data dialogues.json --chat-template plain "
-    "--samples 7 --no-progress --algorithm {0} --outdir {0}_records"
+    "--samples 7 --no-progress --algorithm {0} --out {0}_records"
 )
 VOCABULARY = "speculator vocabulary --data eagle3_records --verifier verifier --draft-config eagle3.json"
 TRAIN = (
-    "{0}-train --basepath {1} --configpath {0}.json --tmpdir {0}_records --cpdir {0}_run --bs 2 --num_workers 0 "
-    "--lr 1e-3 --epoch 1 --mixed_precision no --no-progress --ckpt_path auto"
+    "speculator train {0} --verifier {1} --draft-config {0}.json --data {0}_records --out {0}_run --batch-size 2 "
+    "--num-workers 0 --lr 1e-3 --epochs 2 --mixed-precision no --no-progress --resume auto"
 )
 EVALUATE = "speculator evaluate ../{0}_run/{1} --prompts ../prompts.json --max-new-tokens 16 --dtype float32"
 MAPS = " --t2d eagle3_records/t2d.npy --d2t eagle3_records/d2t.npy"
@@ -52,7 +52,7 @@ def commands(folder):
     walk = [("", python(OURS)), ("", python(START)), ("", GENERATE.format("eagle3")), ("", VOCABULARY)]
     walk += [("", GENERATE.format("hass"))]
     for algorithm, last, maps in (("eagle3", "model1", MAPS), ("hass", "state_1", "")):
-        cut_short = TRAIN.format(algorithm, "verifier") + maps + " --max_steps 1"
+        cut_short = TRAIN.format(algorithm, "verifier") + maps + " --max-steps 1"
         walk += [("", cut_short), ("", TRAIN.format(algorithm, absolute) + maps)]
         registered = "import ports.hass; " if algorithm == "hass" else ""
         walk += [("", python(registered + OPEN.format(f"{algorithm}_run/{last}")))]

@@ -22,7 +22,7 @@ def test_the_entry_point_is_the_plugin():
 
 def test_it_imports_without_vllm(fork):
     code = "import sys; assert 'ports.serving.plugin' not in sys.modules; sys.modules['vllm'] = None"
-    done = fork(exec, f"{code}; import ports.serving.plugin, ports.serving.__main__")
+    done = fork(exec, f"{code}; import ports.serving.plugin, ports.serving.fold")
     assert done.ended() == ""
     assert done.returncode == 0
 

@@ -145,14 +145,8 @@ def test_a_bad_variable_is_refused_by_its_name(refuses, monkeypatch):
     with refuses("environment", "SPECULATOR_TTT_STEPS", "'0'", "greater than"):
         chosen()
     assert chosen("--ttt-steps", "2").forward_num_total == 2
-
-
-def test_a_variable_of_a_former_version_is_refused_with_its_new_name(refuses, monkeypatch):
-    monkeypatch.setenv("SPECULATOR_DRAFT_CONFIG", "b")
-    assert chosen().configpath == "b"
-    monkeypatch.setenv("SPECULATOR_PORT_BS", "2")
-    with refuses("environment", "SPECULATOR_PORT_BS", "a name of before", "SPECULATOR_BATCH_SIZE"):
-        chosen()
+    monkeypatch.setenv("SPECULATOR_TTT_STEPS", "4")
+    assert chosen().forward_num_total == 4
 
 
 def test_passes_are_one_more_than_the_prototypes_epoch():

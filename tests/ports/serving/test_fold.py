@@ -11,7 +11,7 @@ from torch import nn
 
 from ports.eagle3 import train as eagle3
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
-from ports.serving.__main__ import fold, folded_weights
+from ports.serving.fold import fold, folded_weights
 from ports.serving.plugin import ARCHITECTURE
 from ports.training.saving import save_draft
 from tests.commands import main_of

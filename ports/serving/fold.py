@@ -11,7 +11,6 @@ before the head depend on more than the token: they stay. Shapes: V vocabulary, 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -20,14 +19,13 @@ import typer
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ports import cli, flags
+from ports import flags
 from ports.commands import hushed
 from ports.errors import InputError
 from ports.evaluate.drafter import open_draft, read_vocabulary
 from ports.files import check_output
 from ports.hass import HassDraftModel
 from ports.serving.plugin import served_config
-from ports.spellings import new_command
 from ports.training.checkpoint import write_directory
 from ports.training.vocabulary import VocabularyMap
 
@@ -109,7 +107,3 @@ def write_folded(draft: HassDraftModel, directory: Path, vocabulary: VocabularyM
 
 
 command = flags.function_command(hushed(run))
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(new_command("python -m ports.serving", sys.argv[1:])))

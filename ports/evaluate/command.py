@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from functools import wraps
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from ports import cli, flags
+from ports import flags
 from ports.commands import hushed, printable
 from ports.evaluate.intervals import from_json
 from ports.evaluate.measure import measure
 from ports.evaluate.ties import described
-from ports.spellings import EVALUATE, new_command
 
 NOT_COMPARED = (
     "tokens not compared with plain decoding: drawn ones differ from run to run; rejection keeps their distribution"
@@ -61,8 +59,4 @@ def print_result(result: dict[str, Any], console: Console) -> None:
         console.print(f"{result['near_ties']} near ties, which rounding decides; texts go apart from there")
 
 
-command = flags.function_command(hushed(run), EVALUATE)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.main(new_command("python -m ports.evaluate", sys.argv[1:])))
+command = flags.function_command(hushed(run))
