@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import tempfile
 
@@ -12,6 +13,7 @@ if "gpu" not in sys.argv:  # pytest -m gpu; all other tests are of the CPU, what
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["XDG_CACHE_HOME"] = os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()  # digests of weights; code of models
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` ignores it, and what tests start inherits that
 HANDS_OUT = re.search(r" (-n|--numprocesses)[ =]?([1-9]|auto|logical)", " ".join(["", *sys.argv]))
 HERE = {"--pdb", "--collect-only", "--co"} & {*sys.argv}
 if "PYTEST_XDIST_WORKER" in os.environ or HERE or not HANDS_OUT:
