@@ -181,7 +181,7 @@ class FourDrafts(Study):
     def answers(self) -> Path:
         """The model's own, which two drafts are trained on."""
         file = self.out / "answers.jsonl"
-        self.run("answers", "answers", "--model", self.model, "--data", self.out / "questions.jsonl", "--out", file)
+        self.run("answers", "answers", "--verifier", self.model, "--data", self.out / "questions.jsonl", "--out", file)
         return file
 
     def draft(self, name: str, data: Path, algorithm: str = "eagle3") -> Path:

@@ -191,19 +191,14 @@ def _validated(settings: type[S], given: Mapping[str, Any], context: typer.Conte
     """Settings of what was ``given``.
 
     Raises:
-        InputError: a wrong value, with where it came from.
+        InputError: every wrong value, with where it came from.
     """
     try:
         chosen = settings(**given)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        if not field:
-            where = "command line or environment" + (f" or {file}" if file else "")
-            raise InputError(where, "settings", "several that do not go together", first["msg"]) from error
-        taken = str(first["loc"][0])
-        place, name = _place(_source(context, taken), field, file)
-        raise InputError(place, name, repr(first.get("input")), _wanted(first, settings, taken)) from error
+        first, *more = (_refused(each, settings, context, file) for each in error.errors())
+        expected = "; ".join([str(first.expected), *map(str, more)])
+        raise InputError(first.file, first.field, first.found, expected) from error
     if not getattr(chosen, "progress", True):
         hide()
     if getattr(chosen, "trust_remote_code", False):
@@ -211,6 +206,19 @@ def _validated(settings: type[S], given: Mapping[str, Any], context: typer.Conte
 
         trust_remote_code()
     return chosen
+
+
+def _refused(
+    error: Mapping[str, Any], settings: type[BaseModel], context: typer.Context, file: Path | None
+) -> InputError:
+    """One of pydantic's errors as ours."""
+    field = ".".join(str(part) for part in error["loc"])
+    if not field:
+        where = "command line or environment" + (f" or {file}" if file else "")
+        return InputError(where, "settings", "several that do not go together", error["msg"])
+    taken = str(error["loc"][0])
+    place, name = _place(_source(context, taken), field, file)
+    return InputError(place, name, repr(error.get("input")), _wanted(error, settings, taken))
 
 
 def _wanted(error: Mapping[str, Any], settings: type[BaseModel], name: str) -> str:

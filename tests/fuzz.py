@@ -40,7 +40,7 @@ TRAINERS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 TRAINERS |= {"online": TRAINERS["hass"], "arrow": TRAINERS["eagle3"]}
 COSTLY = (
     "epoch", "num_workers", "total_gpus", "tensor_parallel", "copies", "forward_num_total", "tokens", "batch_size",
-    "samples", "speculative_tokens", "prefetch_factor", "gradient_accumulation_steps", "max_len", "gpus", "bs",
+    "max_new_tokens", "max_concurrency", "samples", "speculative_tokens", "prefetch_factor", "gradient_accumulation_steps", "max_len", "gpus", "bs",
 )  # fmt: skip
 """Flags whose large values ask for a lot of work, and would get it."""
 
@@ -181,7 +181,7 @@ def checkpoints(place, draw):
     _rewrite(file, draw, place.root) if file.suffix == ".safetensors" else _damage(file, draw, place.root)
     if command in TRAINERS:
         return Input(command, {"ckpt_path": folder, "weights_only": True})
-    return Input(command, {} if command == "serving" else {"tokens": draw.choice((1, 4, 9))})
+    return Input(command, {} if command == "serving" else {"max_new_tokens": draw.choice((1, 4, 9))})
 
 
 TEXTS = (
@@ -304,7 +304,17 @@ def _another(command, draw):
 
 def _flags_of(command):
     if command in ("evaluate", "serving"):
-        names = ("tokens", "speculative-tokens", "batch-size", "seed", "device", "dtype", "verifier", "prompts", "json")
+        names = (
+            "max-new-tokens",
+            "speculative-tokens",
+            "max-concurrency",
+            "seed",
+            "device",
+            "dtype",
+            "verifier",
+            "prompts",
+            "json",
+        )
         return {**dict.fromkeys(names, str), "untrained": bool, "ignore-eos": bool}
     settings = TRAINERS[command][1] if command in TRAINERS else SETTINGS[command]
     return {name: field.annotation for name, field in settings.model_fields.items()}

@@ -118,7 +118,7 @@ class Place:
 
     def _evaluate(self):
         files = {"": self.root / "trained_eagle3", "prompts": self.prompts, "json": self.root / "result.json"}
-        return {**files, "verifier": self.verifier, "tokens": 4}
+        return {**files, "verifier": self.verifier, "max_new_tokens": 4}
 
     def _serving(self):
         return {"": self.root / "trained_hass", "verifier": self.verifier}

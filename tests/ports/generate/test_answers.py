@@ -178,11 +178,11 @@ def test_after_a_kill_at_any_byte_the_same_command_gives_the_same(ask, tmp_path,
     """In the first line, at the end of the second, and in the last."""
     monkeypatch.setattr(module, "WINDOW", 2)
     file = tmp_path / "answers" / "a.jsonl"
-    assert ask(temperature=temperature, batch_size=2) == 0
+    assert ask(temperature=temperature, max_concurrency=2) == 0
     whole = file.read_bytes()
     for cut in (7, whole.index(b"\n", whole.index(b"\n") + 1) + 1, len(whole) - 1):
         file.write_bytes(whole[:cut])
-        assert ask(temperature=temperature, batch_size=2) == 0
+        assert ask(temperature=temperature, max_concurrency=2) == 0
         assert file.read_bytes() == whole
 
 
@@ -251,7 +251,7 @@ CHANGED = [
     ({"temperature": 0.5}, "temperature: found 0.0, expected 0.5"),
     ({"seed": 1}, "seed: found 0, expected 1"),
     ({"max_new_tokens": 3}, "max_new_tokens: found 9"),
-    ({"batch_size": 7}, "engine: found transformers"),
+    ({"max_concurrency": 7}, "engine: found transformers"),
     ({"samples": 2}, "prompts: found "),
     ({"chat_template": "llama"}, "chat: found "),
 ]

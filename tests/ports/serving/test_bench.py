@@ -108,7 +108,7 @@ def test_lookups_of_vllm_s_own_are_measured_beside_the_draft(engines, measured, 
 
 def test_counters_whose_length_is_not_one_and_the_rates_are_refused(engines, run_app, draft, prompts, capfd):
     engines.lost = 1
-    assert run_app(main, draft, "--prompts", prompts, "--k", 1, "--no-evaluator") == 2
+    assert run_app(main, draft, "--prompts", prompts, "--speculative-tokens", 1, "--no-evaluator") == 2
     assert "vLLM: accepted tokens: found 3, expected 2, those of all positions" in capfd.readouterr().err
 
 

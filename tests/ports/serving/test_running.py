@@ -91,7 +91,18 @@ def bench(run_app, tmp_path):
     prompts.write_text("".join(f"{[1] * length}\n" for length in range(2, 8)))
 
     def run(*words):
-        flags = ("--prompts", prompts, "--tokens", 7, "--json", file, "--batch-size", 1, "--batch-size", 4)
+        flags = (
+            "--prompts",
+            prompts,
+            "--max-new-tokens",
+            7,
+            "--json",
+            file,
+            "--max-concurrency",
+            1,
+            "--max-concurrency",
+            4,
+        )
         return run_app(main, *flags, *words), json.loads(file.read_text())["rows"] if file.exists() else []
 
     return run

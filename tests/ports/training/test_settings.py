@@ -1,11 +1,13 @@
 """Every flag, where its value may come from, and what is said of a wrong one."""
 
 import json
+import re
 
 import pytest
 import yaml
 
 from parity.fixtures import RECORDINGS
+from ports.errors import InputError
 from ports.flags import parse
 from ports.spellings import HIDDEN
 from ports.training.alignment import Alignment
@@ -147,6 +149,18 @@ def test_a_bad_variable_is_refused_by_its_name(refuses, monkeypatch):
     assert chosen("--ttt-steps", "2").forward_num_total == 2
     monkeypatch.setenv("SPECULATOR_TTT_STEPS", "4")
     assert chosen().forward_num_total == 4
+
+
+def test_all_wrong_values_are_refused_at_once(monkeypatch, tmp_path):
+    """Each where it stands."""
+    monkeypatch.setenv("SPECULATOR_TTT_STEPS", "0")
+    file = tmp_path / "more.yaml"
+    file.write_text("batch-size: 0\n")
+    with pytest.raises(InputError) as refused:
+        chosen("--lr", "x", "--config", str(file))
+    places = ["command line: --lr", "environment: SPECULATOR_TTT_STEPS", f"{file}: batch_size"]
+    found = re.findall(r"(?:^|; )([^;]*?): found '?(?:x|0)'?, expected ", str(refused.value))
+    assert sorted(found) == sorted(places)
 
 
 def test_passes_are_one_more_than_the_prototypes_epoch():
