@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import Any
 
 import torch
@@ -104,13 +104,22 @@ def setup_of(module: nn.Module, optimizer: Any = None) -> Setup:
     }
     if optimizer is not None:
         inner = [*optimizers_in(optimizer, set())] or [optimizer]
-        setup["optimizer"] = ", ".join(type(one).__name__ for one in inner)
+        setup["optimizer"] = ", ".join(map(kind_of, inner))
         setup["groups"] = [_plain(group) for group in groups_of(optimizer)]
         held = {id(one): said for group, said in zip(groups_of(optimizer), setup["groups"]) for one in group["params"]}
         trained = {name: value for name, value in parameters.items() if value.requires_grad}
         if not held.keys().isdisjoint(map(id, trained.values())):  # else it steps copies of its own
             setup["grouped"] = {name: held.get(id(value), {}) for name, value in trained.items()}
     return setup
+
+
+def kind_of(optimizer: Any) -> str:
+    """The name of its class; of one that adds nothing but how it is made, that of the class below it."""
+    for one, below in pairwise(type(optimizer).__mro__):  # torch puts a profiled ``step`` into the class that it meets
+        own = {name: value for name, value in vars(one).items() if callable(value) and name != "__init__"}
+        if any(inspect.unwrap(value) is not inspect.unwrap(getattr(below, name, None)) for name, value in own.items()):
+            return one.__name__
+    return type(optimizer).__name__
 
 
 def attentions(module: nn.Module) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What two runs are before any step: each planted difference is a row of its own, by name and number."""
 
 import math
+from itertools import permutations
 from types import SimpleNamespace
 
 import pytest
@@ -40,11 +41,24 @@ def eager(net):
     net.config._attn_implementation = "flex_attention"
 
 
+class Preset(torch.optim.AdamW):
+    """The same optimizer, made in another way."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, lr=3e-4, weight_decay=0.0)
+
+
+class Halved(Preset):
+    def step(self, closure=None):
+        return None
+
+
 FAULTS = {
     "rate": ({"make": lambda ps: adamw(ps, lr=2.9e-4)}, "groups.0.lr", "found 0.00029, expected 0.0003"),
     "betas": ({"make": lambda ps: adamw(ps, betas=(0.9, 0.951))}, "groups.0.betas", "found [0.9, 0.951]"),
     "eps": ({"make": lambda ps: adamw(ps, eps=1e-6)}, "groups.0.eps", "found 1e-06, expected 1e-08"),
     "class": ({"make": lambda ps: torch.optim.Adam(ps, lr=3e-4)}, "optimizer", "found 'Adam', expected 'AdamW'"),
+    "step": ({"make": Halved}, "optimizer", "found 'Halved', expected 'AdamW'"),
     "frozen": ({"change": lambda net: net.up.bias.requires_grad_(False)}, "requires_grad.up.bias", "found False"),
     "attention": ({"change": eager}, "attention", "found ['flex_attention'], expected ['sdpa']"),
     "initial std": ({"change": lambda net: nn.init.normal_(net.down.weight, std=0.2)}, "down.weight", "/ 0.199"),
@@ -70,6 +84,11 @@ def test_other_seeds_are_no_difference(seed):
     assert {row.quantity for row in rows} == {"configuration", "initial mean", "initial std"}
     said = {row.tensor.partition(".")[0] for row in rows if row.quantity == "configuration"}
     assert said == {"optimizer", "attention", "groups", "requires_grad", "buffers"}
+
+
+def test_a_class_that_only_makes_an_optimizer_is_no_difference():
+    for expected, found in permutations((setup(), setup(make=Preset))):
+        assert [row for row in rows_of(expected, found) if not row.passed] == []
 
 
 def test_names_go_over_and_a_parameter_of_one_side_alone_is_no_setting():
