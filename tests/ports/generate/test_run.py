@@ -1,12 +1,9 @@
 """From a command line to records: what they hold, and that an interruption leaves no trace in them."""
 
 import json
-import os
 import re
 import shutil
-import signal
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,13 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from parity.fixtures.conversations import SHAREGPT
 from ports.generate import records as record_files
-from ports.generate import run as module
 from ports.generate.__main__ import main
 from ports.generate.run import length_buckets
 from ports.training.checkpoint import MARK
 from ports.training.records import complete_records, list_records, read_record, recorded_info
 from tests.ports.conftest import edit, edit_tensors
-from tests.ports.generate.conftest import SPEC, contents, forking
+from tests.ports.generate.conftest import SPEC, contents
 from tests.processes import await_end_of, children
 
 WIDTHS = {"eagle3": {"hidden_state": 96, "target": 32}, "hass": {"hidden_state": 32}}
@@ -132,29 +128,6 @@ def test_records_that_are_gone_are_missed(generate, refuses, inside):
     shutil.copy(first, first.with_name("data_99.safetensors"))
     with refuses(folder, "records", "9", "8, as generation.json says"):
         complete_records(folder)
-
-
-def one_is_killed(argv):
-    """In the middle of a window, once."""
-    write, folder = module.write_record, next(Path(word[9:]) for word in argv if word.startswith("--outdir="))
-
-    def dying(file, tensors, info):
-        if file.name == "data_3.safetensors" and not (folder / "died").exists():
-            (folder / "died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(file, tensors, info)
-
-    module.write_record = dying
-    return forking(main, argv)
-
-
-def test_two_copies_write_what_one_does_also_where_one_is_killed_in_its_window(generate, flags, fork, tmp_path):
-    whole = contents(generate(batch_tokens=200))
-    process = fork(one_is_killed, flags(outdir=tmp_path / "two", copies=2, batch_tokens=200))
-    assert re.search("copy [01]: ended by signal 9; started again, its window is done again\n", process.ended())
-    assert process.returncode == 0
-    (tmp_path / "two" / "died").unlink()
-    assert contents(tmp_path / "two") == whole
 
 
 def test_killed_with_several_copies_the_bytes_are_those_of_one(generate, spawn, tmp_path):

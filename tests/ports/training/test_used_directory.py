@@ -74,8 +74,8 @@ STARTS = {
 }
 
 
-def contents(folder, *names):
-    files = (path for name in names or ("",) for path in (folder / name).rglob("*") if path.name != ".lock")
+def contents(folder):
+    files = (path for path in folder.rglob("*") if path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in files}
 
 
