@@ -40,7 +40,8 @@ TRAINERS = {"eagle3": (eagle3, Eagle3Settings), "hass": (hass, HassSettings)}
 TRAINERS |= {"online": TRAINERS["hass"], "arrow": TRAINERS["eagle3"]}
 COSTLY = (
     "epoch", "num_workers", "total_gpus", "tensor_parallel", "copies", "forward_num_total", "tokens", "batch_size",
-    "max_new_tokens", "max_concurrency", "samples", "speculative_tokens", "prefetch_factor", "gradient_accumulation_steps", "max_len", "gpus", "bs",
+    "max_new_tokens", "max_concurrency", "samples", "speculative_tokens", "prefetch_factor",
+    "gradient_accumulation_steps", "max_len", "gpus", "bs",
 )  # fmt: skip
 """Flags whose large values ask for a lot of work, and would get it."""
 
