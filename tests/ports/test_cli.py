@@ -66,12 +66,11 @@ def test_words_and_exit_codes_are_handed_on(stand_in, said, code):
     assert (given[0].model_path, given[0].configpath, given[0].bs) == ("a", "b", 2)
 
 
-@pytest.mark.parametrize(("words", "field", "said"), [(["--bs=2"], "bs", "--bs is --batch-size now")])
-def test_an_old_flag_is_understood_with_a_line_that_names_the_new(stand_in, capsys, words, field, said):
+def test_an_old_flag_is_understood_with_a_line_that_names_the_new(stand_in, capsys):
     given = stand_in(0)
-    assert cli.main([*LINE, *words]) == 0
-    assert getattr(given[0], field) == 2
-    assert capsys.readouterr().err == f"note: {said}\n"
+    assert cli.main([*LINE, "--bs=2"]) == 0
+    assert given[0].bs == 2
+    assert capsys.readouterr().err == "note: --bs is --batch-size now\n"
 
 
 def test_a_file_serves_several_commands(stand_in, tmp_path, capsys):

@@ -45,7 +45,6 @@ def test_the_verifier_is_counted_without_its_head(fixture, arguments):
     assert estimate(EstimateSettings(**arguments)).verifier == size
 
 
-@pytest.mark.parametrize("algorithm", LOAD)
 def test_nothing_but_the_config_is_needed_of_the_verifier(fixture, tmp_path, algorithm):
     shutil.copy(fixture / "verifier" / "config.json", tmp_path)
     files = {"model_path": str(tmp_path), "configpath": str(fixture / f"draft_{algorithm}.json")}
@@ -77,7 +76,6 @@ def test_the_page_of_the_recipe_is_what_is_computed_now(monkeypatch):
         assert online - training == pytest.approx(found.verifier / 1e9, abs=0.11)
 
 
-@pytest.mark.parametrize("algorithm", LOAD)
 def test_activations_at_any_length_are_what_two_short_ones_foretell(config, algorithm):
     foretold = training_memory(config(algorithm), 3, 1000, 0.5, 1)["activations"]
     assert max(PROBES) < 1000

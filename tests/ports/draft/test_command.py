@@ -319,7 +319,6 @@ def test_two_processes_draw_the_curve_of_one(words, fork, programs, tmp_path, mo
         assert both == pytest.approx(alone, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 def test_without_hidden_states_on_disk_the_curve_is_that_of_stored_ones(
     words, tmp_path, monkeypatch, reset_accelerator, algorithm
 ):

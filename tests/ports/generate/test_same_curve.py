@@ -3,7 +3,6 @@
 import json
 from dataclasses import fields
 
-import pytest
 import torch
 from accelerate.utils import set_seed
 
@@ -69,7 +68,6 @@ def distance(a, b):
     return float(((one - other).abs() / one.abs().clamp(min=1)).max())
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 def test_generated_records_train_to_the_recorded_samples_curve(algorithm, tmp_path, reset_accelerator):
     """Noise and shuffling on: the same draws on both sides."""
     write_again(algorithm, tmp_path / "generated")

@@ -100,7 +100,6 @@ def test_memory_grows_as_t(device, documents, alignment):
 
 
 @every_device
-@pytest.mark.parametrize("algorithm", TRAIN)
 def test_the_evaluation_counts_the_same_and_changes_no_token(device, algorithm, fixture, tmp_path):
     """One prompt at a time or both, in float64: no two logits are so close that the order of a sum decides."""
     settings = settings_of(fixture, algorithm, cpdir=tmp_path / "checkpoints")

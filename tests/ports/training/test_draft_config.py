@@ -63,7 +63,6 @@ def checkpoint(fixture, tmp_path):
     return save
 
 
-@pytest.mark.parametrize("algorithm", LOAD)
 def test_a_checkpoint_directory_and_its_config_file(load, checkpoint, fixture, algorithm):
     folder = checkpoint(algorithm)
     for path in (folder, folder / "config.json"):

@@ -288,7 +288,6 @@ class WithoutFloat64(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("algorithm", ["eagle3", "hass"])
 def test_a_device_without_float64_validates(start_run, tmp_path, monkeypatch, algorithm):
     """The sums are float32 there, and the same but for rounding."""
     loop = start_run(algorithm, tmp_path / "cp", val_fraction=0.5)
