@@ -117,7 +117,8 @@ def kind_of(optimizer: Any) -> str:
     """The name of its class; of one that adds nothing but how it is made, that of the class below it."""
     for one, below in pairwise(type(optimizer).__mro__):  # torch puts a profiled ``step`` into the class that it meets
         own = {name: value for name, value in vars(one).items() if callable(value) and name != "__init__"}
-        if any(inspect.unwrap(value) is not inspect.unwrap(getattr(below, name, None)) for name, value in own.items()):
+        theirs: dict[str, Any] = {name: getattr(below, name, None) for name in own}
+        if any(inspect.unwrap(value) is not inspect.unwrap(theirs[name]) for name, value in own.items()):
             return one.__name__
     return type(optimizer).__name__
 
