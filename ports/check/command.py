@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -83,7 +84,7 @@ def run(
         )
     wrong = next((each for each in found if each.state == "fault"), None)
     if json is not None:
-        write_json(json, {"draft": str(draft), "findings": [each.as_json() for each in found], "numerics": numerics()})
+        write_json(json, {"draft": str(draft), "findings": [asdict(each) for each in found], "numerics": numerics()})
     for each in found:
         if each is wrong or each.state == "left out":
             console.print(f"{each.step}: {printable(each.advice)}", markup=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ports.errors import InputError
@@ -18,10 +18,6 @@ class Finding:
     figure: str
     advice: str = ""
     numbers: dict[str, Any] = field(default_factory=dict)
-
-    def as_json(self) -> dict[str, Any]:
-        """For ``--json``."""
-        return asdict(self)
 
 
 def ok(step: str, figure: str, /, **numbers: Any) -> Finding:
