@@ -26,7 +26,7 @@ from ports.errors import InputError
 from ports.files import check_output, check_outside
 from ports.generate.records import start_or_go_on, write_manifest
 from ports.generate.run import say
-from ports.training.checkpoint import DirectoryLock, sweep
+from ports.training.checkpoint import DirectoryLock, remove_directory, sweep
 from ports.verifier.interfaces import serving_of
 
 
@@ -46,7 +46,8 @@ def make(settings: DraftSettings) -> int:
     if (served := serving_of(settings.algorithm, settings.model)).serves is not True:
         say(f"warning: {served.why}")
     try:
-        _go_through(plan, [] if (settings.out / "evaluation.json").exists() else fit(plan))
+        measured = (settings.out / "evaluation.json").exists() and not settings.restart
+        _go_through(plan, [] if measured else fit(plan))
     except PhaseError as error:
         return error.code
     return report(settings.out, served.serves is not False)
@@ -58,6 +59,9 @@ def _go_through(plan: Plan, lines: Sequence[str]) -> None:
     lock = DirectoryLock(out, "out")
     try:
         sweep(out)
+        if plan.settings.restart and (out / RUN).is_file():
+            for each in {*(phase.result for phase in phases if phase.result.exists()), *out.glob("evaluation*.json")}:
+                remove_directory(each)
         done = _done(out, inputs, phases)
         for line in lines:
             say(line)
@@ -79,7 +83,8 @@ def _done(out: Path, inputs: dict[str, Any], phases: Sequence[Phase]) -> list[st
         InputError: another run in ``out``.
     """
     there = {phase.name: phase.result.name for phase in phases if phase.result.exists()}
-    start_or_go_on(out / RUN, inputs, "out", ", ".join(there.values()), DraftSettings.defaults(), done=[])
+    unsaid = {**DraftSettings.defaults(), "served_model": inputs["served_model"]}
+    start_or_go_on(out / RUN, inputs, "out", ", ".join(there.values()), unsaid, "--restart", done=[])
     marked = read_result(out / RUN, done=list)["done"]
     return list(takewhile(lambda name: name in marked and name in there, (phase.name for phase in phases)))
 

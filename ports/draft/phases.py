@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from ports.draft.plan import VALIDATED, Plan, validated
 from ports.draft.processes import in_process, in_processes
 from ports.errors import InputError
 from ports.files import read_json
+from ports.generate.address import API_KEY
 from ports.generate.answers import AnswersSettings, rounds_of
 from ports.generate.records import write_manifest
 from ports.generate.run import say
@@ -78,7 +80,10 @@ def _divide(plan: Plan) -> None:
 
 
 def _answer(plan: Plan) -> None:
-    shared = AnswersSettings.model_fields.keys() - {"data", "out", "samples", "progress", "trust_remote_code"}
+    own = {"data", "out", "samples", "progress", "trust_remote_code", "restart", "api_key"}
+    shared = AnswersSettings.model_fields.keys() - own
+    if plan.settings.api_key:  # no command line shows it
+        os.environ[API_KEY] = plan.settings.api_key.get_secret_value()
     values = {name: getattr(plan.settings, name) for name in shared}
     files = {"data": plan.out / "data/train.jsonl", "out": plan.out / "answers/answers.jsonl"}
     _command(plan, "answers", **values, **files)

@@ -180,6 +180,7 @@ class Plan:
             "data": digest([self.dialogues]),
             "draft": self.config,
             **self.settings.model_dump(mode="json", exclude={*NEUTRAL, "samples", "configpath"}),
+            "served_model": self.settings.served_model,
             "passes": self.passes,
             "num_processes": self.num_processes,
             "lr": self.lr,

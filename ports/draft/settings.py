@@ -12,9 +12,9 @@ from ports.training.settings import Precision
 
 NEUTRAL = frozenset(
     {"model", "data", "out", "trust_remote_code", "server", "served_model", "max_concurrency", "progress"}
-    | {"copies", "tensor_parallel"}
+    | {"copies", "tensor_parallel", "restart", "api_key"}
 )
-"""Settings that change nothing in the draft, or whose content is taken: of a verifier's code and data, digests."""
+"""Settings that change nothing in the draft, or are taken otherwise: of a verifier's code and data, digests."""
 
 
 class DraftSettings(AnswersSettings):

@@ -11,21 +11,23 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, SecretStr, ValidationError
 
 from ports import flags
 from ports.commands import hushed
 from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_outside, check_regular, read_json
+from ports.generate.address import KEY_HELP, Address
 from ports.generate.chat import Encoder
 from ports.generate.conversations import ConversationError, Message, load_conversations
 from ports.generate.copies import CopyCount, TensorParallel, copies_of, devices_for, through_copies
@@ -33,7 +35,7 @@ from ports.generate.cuts import told_of_cuts
 from ports.generate.engines import Engine, TransformersEngine, VllmEngine, longest_dialogue
 from ports.generate.families import ChatFamily, load_family
 from ports.generate.records import digest, start_or_go_on
-from ports.generate.replies import Prompt
+from ports.generate.replies import ENDS, Drawn, Prompt, Reply, Tell
 from ports.generate.server import ServerEngine
 from ports.progress import Work
 from ports.training.checkpoint import DirectoryLock, write_file
@@ -47,6 +49,9 @@ WINDOW = 128
 PRIME = 1_000_003
 """Seeds of neighbouring dialogues are that far apart."""
 
+ASKED = 3
+"""Times that an answer is asked for at most, where what came ended otherwise than answers do."""
+
 Dialogue = list[Message]
 
 
@@ -56,6 +61,7 @@ class AnswersSettings(CommandSettings):
     model: str = Field(description="verifier: Hugging Face directory or hub id")
     data: str = Field(description="prompts: .jsonl, .json, .parquet or .txt file, a directory of them, or a hub id")
     out: Path = Field(description="the .jsonl file to write, or to go on with")
+    restart: bool = Field(False, description="begin anew: what is in --out was made in another way, and goes")
     samples: int | None = Field(None, ge=1, description="dialogues to answer, the first ones; default: all")
     max_new_tokens: int = Field(160, ge=1, description="tokens of an answer at most")
     temperature: float = Field(0.0, ge=0, le=100, allow_inf_nan=False, description="0: the likeliest token, always")
@@ -66,6 +72,7 @@ class AnswersSettings(CommandSettings):
     )
     server: str | None = Field(None, description="ask this OpenAI-compatible server instead, as http://localhost:8000")
     served_model: str | None = Field(None, description="the server's name for the verifier; default: --verifier")
+    api_key: SecretStr | None = Field(None, description=KEY_HELP)
     max_concurrency: int = Field(32, ge=1, description="prompts at a time, with transformers")
     copies: CopyCount = None
     tensor_parallel: TensorParallel = None
@@ -96,9 +103,11 @@ def answer(settings: AnswersSettings) -> None:
     made = _how_made(asking, engine.name, dialogues)
     lock = DirectoryLock(settings.out.parent, "out", f".{settings.out.name}.lock")
     try:
+        if settings.restart:
+            drop(settings.out)
         done = go_on(settings.out, made)
         if done < len(dialogues):
-            _write(asking, engine, dialogues, done, copies)
+            _write(asking, engine, dialogues, done, copies, digest([made]))
     finally:
         lock.release()
     print(f"{len(dialogues):,} answered dialogues in {settings.out}", file=sys.stderr)
@@ -110,35 +119,27 @@ def _engine(settings: AnswersSettings, tokenizer: Any) -> Engine:
     """What answers; ``auto`` is what began the answers in ``out``, whatever was installed since.
 
     Raises:
-        InputError: vLLM is asked for and not installed; or another one has answered there, which is met before
-            anything is loaded.
+        InputError: vLLM is asked for and not installed.
     """
-    manifest, named = _manifest(settings.out), settings.engine
-    content = read_json(manifest, "manifest", "what this command wrote") if manifest.is_file() else {}
-    began = str(content.get("engine", "")) if isinstance(content, dict) else ""
-    own: dict[str, Literal["vllm", "transformers"]] = {"vllm": "vllm", "transformers": "transformers"}
-    if named == "auto":
-        named = own.get(began.partition(" ")[0], named)
-    engine = _chosen(settings, tokenizer, named)
-    if began in ("", engine.name):
-        if named != settings.engine and named == "transformers" and find_spec("vllm"):
-            print(f"transformers began {settings.out} and goes on; vLLM answers in another --out", file=sys.stderr)
-        return engine
-    if _answered(settings.out):
-        expected = f"{engine.name}; what began goes on by --engine, or another answers in another --out"
-        raise InputError(manifest, "engine", began, expected)
-    return engine
-
-
-def _chosen(settings: AnswersSettings, tokenizer: Any, named: str) -> Engine:
     here, model, devices = find_spec("vllm") is not None, settings.model, settings.tensor_parallel or 1
     if settings.server is not None:
-        return ServerEngine(model, tokenizer, settings.server, settings.served_model)
+        return ServerEngine(model, tokenizer, Address(settings.server, settings.api_key), settings.served_model)
+    named = settings.engine if settings.engine != "auto" or settings.restart else _began(settings.out)
+    if named == "transformers" and settings.engine == "auto" and here:
+        print(f"transformers began {settings.out} and goes on; vLLM answers in another --out", file=sys.stderr)
     if named == "transformers" or (named == "auto" and not here):
         return TransformersEngine(model, tokenizer, settings.max_concurrency, devices)
     if not here:
         raise InputError("command line", "--engine", "vllm, which is not installed", "it, or --engine transformers")
     return VllmEngine(model, tokenizer, devices)
+
+
+def _began(file: Path) -> str:
+    """The engine of this process that began the answers in ``file``, else ``auto``."""
+    manifest = _manifest(file)
+    content = read_json(manifest, "manifest", "what this command wrote") if manifest.is_file() else {}
+    began = str(content.get("engine", "")).partition(" ")[0] if isinstance(content, dict) else ""
+    return began if began in ("vllm", "transformers") else "auto"
 
 
 def read_dialogues(data: str, samples: int | None = None) -> list[Dialogue]:
@@ -168,22 +169,27 @@ def rounds_of(dialogue: Dialogue) -> list[Dialogue]:
 
 @dataclass
 class Talk:
-    """A dialogue on its way: ``said`` so far, the ``rounds`` to come, and whether any answer was ``cut``.
+    """A dialogue on its way: ``said`` so far, the ``rounds`` to come, and whether it is ``full``: no room for these.
 
-    ``reasons`` say it of each answer; ``special`` is an answer with special tokens in it.
+    ``reasons`` are how each answer ended; ``special`` is an answer with special tokens in it.
     """
 
     row: int
     rounds: list[Dialogue]
     said: Dialogue = field(default_factory=list)
-    cut: bool = False
+    full: bool = False
     special: str = ""
     reasons: list[str] = field(default_factory=list)
 
     @property
+    def cut(self) -> bool:
+        """Was it, or any of its answers?"""
+        return self.full or "length" in self.reasons
+
+    @property
     def is_whole(self) -> bool:
         """Has every round its answer, or was the dialogue cut before one?"""
-        return not self.rounds and (self.cut or self.said[-1]["role"] == "assistant")
+        return not self.rounds and (self.full or self.said[-1]["role"] == "assistant")
 
     def line(self) -> str:
         """As it is written."""
@@ -259,9 +265,12 @@ class Asking:
         """Answer every round of ``talks``, side by side.
 
         A dialogue without room for its next answer ends there, as one that was cut.
+
+        Raises:
+            InputError: see :meth:`_ended`.
         """
         chosen = self.settings
-        drawn = {"max_tokens": chosen.max_new_tokens, "temperature": chosen.temperature, "top_p": chosen.top_p}
+        drawn: Drawn = {"max_tokens": chosen.max_new_tokens, "temperature": chosen.temperature, "top_p": chosen.top_p}
         while asked := [talk for talk in talks if talk.rounds]:
             prompts = {}
             for talk in asked:
@@ -269,7 +278,7 @@ class Asking:
                 ids = self.ids(talk.row, talk.said)
                 if len(ids) > self.room:
                     work.add(1 + len(talk.rounds))
-                    talk.cut, talk.rounds = True, []
+                    talk.full, talk.rounds = True, []
                 else:
                     prompts[talk.row] = Prompt(ids, (chosen.seed + PRIME * talk.row + len(talk.said)) % 2**31)
             asked = [talk for talk in asked if talk.row in prompts]
@@ -278,20 +287,46 @@ class Asking:
             def tell(ended: int, reached: float, before: int = before) -> None:
                 work.at(before + ended, before + reached)
 
-            for number, reply in engine.answer(list(prompts.values()), drawn, tell) if asked else ():
+            for number, reply in self._ended(engine, list(prompts.values()), drawn, tell):
                 asked[number].said.append({"role": "assistant", "content": reply.text})
-                asked[number].reasons.append("length" if reply.cut else "stop")
-                asked[number].cut |= reply.cut
+                asked[number].reasons.append(reply.end)
                 asked[number].special = asked[number].special or (reply.whole if reply.whole != reply.text else "")
 
+    def _ended(
+        self, engine: Engine, prompts: Sequence[Prompt], drawn: Drawn, tell: Tell
+    ) -> Iterator[tuple[int, Reply]]:
+        """Answers by the numbers of their prompts; what ended otherwise than answers do is asked for again.
 
-def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: int, copies: int) -> None:
-    """Everything from dialogue ``done`` on."""
+        Raises:
+            InputError: it ends so every time; all others come before.
+        """
+        left, ends = list(range(len(prompts))), Counter[str]()
+        for _ in range(ASKED):
+            asked, left, ends = left, [], Counter()
+
+            def shift(ended: int, reached: float, before: int = len(prompts) - len(asked)) -> None:
+                tell(before + ended, before + reached)
+
+            given = engine.answer([prompts[number] for number in asked], drawn, shift) if asked else ()
+            for place, reply in given:
+                if reply.end in ENDS:
+                    yield asked[place], reply
+                else:
+                    left.append(asked[place])
+                    ends[reply.end] += 1
+        if left:
+            named = ", ".join(f"{count:,} by {ascii(end)[:40]}" for end, count in ends.most_common())
+            found = f"{len(left):,} of {len(prompts):,} that ended otherwise, each of {ASKED} times: {named}"
+            raise InputError(self.settings.server or self.settings.model, "answers", found, "ends by stop or length")
+
+
+def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: int, copies: int, made: str) -> None:
+    """Everything from dialogue ``done`` on; ``made`` digests how."""
     settings, rounds = asking.settings, [len(rounds_of(dialogue)) for dialogue in dialogues]
     talks = [Talk(row, rounds_of(dialogues[row])) for row in range(done, len(dialogues))]
     windows = [talks[first : first + WINDOW] for first in range(0, len(talks), WINDOW)]
     work = Work("answers", sum(rounds), sum(rounds[:done]), settings.progress)
-    answered = through_copies(partial(_finisher, asking, engine, work), windows, copies, settings.tensor_parallel)
+    answered = through_copies(partial(_finisher, asking, engine, work, made), windows, copies, settings.tensor_parallel)
     with work, settings.out.open("a", encoding="utf-8") as stream, closing(answered):
         for window in answered:
             if window[0].row == 0:
@@ -302,12 +337,12 @@ def _write(asking: Asking, engine: Engine, dialogues: Sequence[Dialogue], done: 
             work.at(sum(rounds[: window[-1].row + 1]))
 
 
-def _finisher(asking: Asking, engine: Engine, work: Work, _: int) -> Callable[[list[Talk]], list[Talk]]:
+def _finisher(asking: Asking, engine: Engine, work: Work, made: str, _: int) -> Callable[[list[Talk]], list[Talk]]:
     """What answers a window; another process' ``work`` is shown by nobody."""
 
     def finish(window: list[Talk]) -> list[Talk]:
         asked = {talk.row: len(talk.rounds) for talk in window}
-        with keeping(asking.settings.out, window, engine.independent):
+        with keeping(asking.settings.out, made, window) if engine.independent else nullcontext():
             work.add(sum(asked[talk.row] for talk in window if talk.is_whole))
             asking.finish(engine, [talk for talk in window if talk.rounds], work)
         return window
@@ -315,26 +350,50 @@ def _finisher(asking: Asking, engine: Engine, work: Work, _: int) -> Callable[[l
     return finish
 
 
+class Kept(BaseModel):
+    """Of a window that broke off the ``talks`` that were whole, and the digest of how all of them are ``made``."""
+
+    made: str
+    talks: list[Talk]
+
+
 @contextmanager
-def keeping(out: Path, talks: Sequence[Talk], independent: bool) -> Iterator[None]:
+def keeping(out: Path, made: str, talks: Sequence[Talk]) -> Iterator[None]:
     """Of a window that breaks off the dialogues that are whole are kept beside ``out``, for the next start.
 
     Only where answers do not depend on what is asked beside them: else all of the window is asked again.
+
+    Raises:
+        InputError: some were kept that were made in another way, or cannot be read.
     """
-    file = out.with_name(f".{out.name}.kept")
-    if independent and file.exists():
+    file = _kept(out)
+    if file.exists():
         known = {talk.row: talk for talk in talks}
-        for kept in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
-            if kept["row"] in known:
-                vars(known[kept["row"]]).update(kept)
+        for kept in _read_kept(file, made):
+            if kept.row in known:
+                vars(known[kept.row]).update(vars(kept))
     try:
         yield
     except BaseException:
-        whole = [talk for talk in talks if talk.is_whole]
-        if independent and whole:
-            write_file(file, "".join(json.dumps(asdict(talk)) + "\n" for talk in whole).encode())
+        if whole := [talk for talk in talks if talk.is_whole]:
+            write_file(file, Kept(made=made, talks=whole).model_dump_json().encode())
         raise
     file.unlink(missing_ok=True)
+
+
+def _read_kept(file: Path, made: str) -> list[Talk]:
+    check_regular(file, "out")
+    try:
+        kept = Kept.model_validate_json(file.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(file, "out", "no answers as this release keeps them", "such, or --restart") from error
+    if kept.made != made:
+        raise InputError(file, "out", "answers that were made in another way", "another --out or --restart")
+    return kept.talks
+
+
+def _kept(file: Path) -> Path:
+    return file.with_name(f".{file.name}.kept")
 
 
 def _answered(file: Path) -> bool:
@@ -348,7 +407,7 @@ def _manifest(file: Path) -> Path:
 
 def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dict[str, Any]:
     """What the manifest beside the answers says; ``prompts`` digests the dialogues."""
-    settings = asking.settings
+    settings, how = asking.settings, ("max_new_tokens", "temperature", "top_p", "seed", "served_model")
     return {
         "verifier": verifier_fingerprint(settings.model),
         "tokenizer": tokenizer_fingerprint(asking.tokenizer),
@@ -356,17 +415,26 @@ def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dic
         "engine": engine,
         "prompts": digest([list(map(rounds_of, dialogues))]),
         "dialogues": len(dialogues),
-        **{name: getattr(settings, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")},
+        **{name: getattr(settings, name) for name in how},
     }
+
+
+def drop(file: Path) -> None:
+    """Away with what this command left in ``file`` and beside it; one of another origin stays, and is refused."""
+    _kept(file).unlink(missing_ok=True)
+    if _manifest(file).is_file():
+        file.unlink(missing_ok=True)
 
 
 def go_on(file: Path, made: Mapping[str, Any]) -> int:
     """How many dialogues are answered in ``file``: whole windows of them, or all; what is beyond is cut off.
 
     Raises:
-        InputError: it was made in another way, or is no file of answers.
+        InputError: it, or what was kept beside it, was made in another way, or is no file of answers.
     """
-    start_or_go_on(_manifest(file), made, "out", file.name if _answered(file) else "")
+    there = next((each.name for each in (file, _kept(file)) if _answered(each)), "")
+    unsaid = {"served_model": made["served_model"]}
+    start_or_go_on(_manifest(file), made, "out", there, unsaid, "--restart")
     if not file.exists():
         return 0
     check_regular(file, "out")

@@ -30,12 +30,12 @@ LONGEST = 8192
 """Tokens of a dialogue at most, as in records."""
 
 
-def _reply(tokenizer: Any, ids: Sequence[int], cut: bool) -> Reply:
+def _reply(tokenizer: Any, ids: Sequence[int], end: str) -> Reply:
     """Older releases of transformers take spaces away unless they are told not to."""
     text, whole = (
         tokenizer.decode(ids, skip_special_tokens=skip, clean_up_tokenization_spaces=False) for skip in (True, False)
     )
-    return Reply(text, cut, whole)
+    return Reply(text, end, whole)
 
 
 def longest_dialogue(model: str) -> int:
@@ -131,7 +131,7 @@ class TransformersEngine:
     def _reply(self, ids: Sequence[int], stop: frozenset[int]) -> Reply:
         """The answer up to the first of ``stop``, which ends it."""
         end = next((place for place, token in enumerate(ids) if token in stop), None)
-        return _reply(self.tokenizer, ids[:end], end is None)
+        return _reply(self.tokenizer, ids[:end], "length" if end is None else "stop")
 
 
 class VllmEngine:
@@ -171,9 +171,8 @@ class VllmEngine:
         given = engine.generate(asked, params, use_tqdm=partial(_Counted, tell=tell))
         for number, output in enumerate(given):
             first = output.outputs[0]
-            cut = first.finish_reason == "length"
-            ids = list(first.token_ids) if cut else list(first.token_ids)[:-1]  # the last one ended it
-            yield number, _reply(self.tokenizer, ids, cut)
+            end, ids = str(first.finish_reason), list(first.token_ids)
+            yield number, _reply(self.tokenizer, ids[:-1] if end == "stop" else ids, end)  # the last one ended it
 
 
 Engine = TransformersEngine | VllmEngine | ServerEngine

@@ -123,7 +123,13 @@ def write_manifest(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def start_or_go_on(
-    file: Path, made: Mapping[str, Any], field: str, lies_there: str, unsaid: Mapping[str, Any] = {}, **more: Any
+    file: Path,
+    made: Mapping[str, Any],
+    field: str,
+    lies_there: str,
+    unsaid: Mapping[str, Any] = {},
+    anew: str = "",
+    **more: Any,
 ) -> dict[str, Any]:
     """What the manifest ``file`` says, once it says what is ``made`` by this command.
 
@@ -136,12 +142,14 @@ def start_or_go_on(
         field: the flag that names the place, for errors.
         lies_there: what such a command would have left there; empty: nothing.
         unsaid: what a manifest meant that does not name a setting, since there was none then.
+        anew: the flag that drops what lies there, for errors, where the command has one.
         more: what a new manifest says besides.
 
     Raises:
         InputError: something lies there without a manifest, or with one that says otherwise or cannot be read.
     """
     made = {"format_version": SCHEMA, **made}
+    elsewhere = f"another --{field}" + (f" or {anew}" if anew else "")
     if lies_there and not file.exists():
         raise InputError(file.parent, field, f"{lies_there} without {file.name}", "what this command left, or nothing")
     if not lies_there:
@@ -153,11 +161,11 @@ def start_or_go_on(
     version = content.get("format_version", 1)
     if version != SCHEMA:
         why = OLDER if version == 1 else "written by another release: make it anew"
-        raise InputError(file, "format_version", version, f"{SCHEMA}; {why}, in another --{field}")
+        raise InputError(file, "format_version", version, f"{SCHEMA}; {why}, in {elsewhere}")
     for name, value in made.items():
         found = content.get(name, unsaid.get(name, "nothing"))
         if found != value:
-            raise InputError(file, name, found, f"{value}, as this command says; another one takes another --{field}")
+            raise InputError(file, name, found, f"{value}, as this command says; another one takes {elsewhere}")
     return content
 
 

@@ -23,13 +23,17 @@ class Prompt:
     seed: int
 
 
+ENDS = ("stop", "length")
+"""How an answer ends: the verifier ended it, or it was cut at its longest. What ended otherwise is none."""
+
+
 @dataclass(frozen=True)
 class Reply:
-    """An answer without what ends it; ``cut``: nothing ended it but its length.
+    """An answer without what ends it; ``end`` is one of :data:`ENDS`, or the engine's word for what went wrong.
 
     ``whole`` is the text with the special tokens that were in it, which no text can hold; a server does not tell.
     """
 
     text: str
-    cut: bool
+    end: str
     whole: str

@@ -1,8 +1,8 @@
 """A server with the OpenAI API as what makes a verifier speak; nothing that it says is believed unseen.
 
 It must serve the verifier, by its own name or the one that the user gives, and answer every prompt once: in text of a
-possible length, with a reason for its end. What a busy server refuses for now (429, 5xx, a broken connection) is asked
-again with growing pauses; everything else that is not as it should be ends the command.
+possible length. What a busy server refuses for now (429, 5xx, a broken connection) is asked again with growing pauses;
+everything else that is not as it should be ends the command.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import httpx
 
 from ports.errors import InputError, reason
 from ports.files import is_text
-from ports.generate.replies import MAX_CONCURRENCY, Drawn, Prompt, Reply, Tell
+from ports.generate.address import Address
+from ports.generate.replies import ENDS, MAX_CONCURRENCY, Drawn, Prompt, Reply, Tell
 
 TIMES = 8
 """Requests for one answer at most, of which all but the last were refused for now."""
@@ -61,19 +62,16 @@ class ServerEngine:
     Args:
         model: the verifier.
         tokenizer: counts the tokens of an answer.
-        server: its address, with or without ``/v1``.
+        address: where it is.
         served: the server's name for the verifier where it has another, as vLLM's ``--served-model-name``.
     """
 
     model: str
     tokenizer: Any
-    server: str
+    address: Address
     served: str | None = None
 
     name, independent = "server", True
-
-    def __post_init__(self) -> None:
-        self.server = self.server.rstrip("/").removesuffix("/v1")
 
     @cached_property
     def _model(self) -> str:
@@ -91,11 +89,11 @@ class ServerEngine:
         try:
             names = {str(each["id"]): (each["id"], each.get("root")) for each in given["data"]}
         except (KeyError, TypeError, AttributeError) as error:
-            raise self._refused("models", ascii(given)[:80], "a server with a model") from error
+            raise self._refused("models", ascii(given), "a server with a model") from error
         found = next((name for name, own in names.items() if wanted in own), None)
         if found is None:
             expected = f"{wanted}, or the server's name for it in --served-model"
-            raise self._refused("models", ", ".join(map(ascii, names))[:200] or "no model", expected)
+            raise self._refused("models", ", ".join(map(ascii, names)) or "no model", expected)
         return found
 
     def answer(self, prompts: Sequence[Prompt], drawn: Drawn, tell: Tell) -> Iterator[tuple[int, Reply]]:
@@ -122,7 +120,8 @@ class ServerEngine:
 
     def _client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=MAX_CONCURRENCY)
-        return httpx.AsyncClient(timeout=httpx.Timeout(PATIENCE, connect=30), limits=limits)
+        timeout = httpx.Timeout(PATIENCE, connect=30)
+        return httpx.AsyncClient(headers=self.address.headers, timeout=timeout, limits=limits)
 
     async def _ask(self, client: httpx.AsyncClient, what: str, content: dict[str, Any] | None) -> Any:
         """The JSON of a reply, asked for again as long as the server is only busy.
@@ -149,12 +148,12 @@ class ServerEngine:
         raise AssertionError("the last time raises")
 
     async def _ask_once(self, client: httpx.AsyncClient, what: str, content: dict[str, Any] | None) -> Any:
-        url, method = f"{self.server}/v1/{what}", "GET" if content is None else "POST"
+        url, method = f"{self.address.url}/v1/{what}", "GET" if content is None else "POST"
         async with client.stream(method, url, json=content) as reply:
             if reply.status_code in BUSY or reply.status_code >= 500:
                 raise _BusyError(f"status {reply.status_code}", _asked_pause(reply.headers.get("retry-after", "")))
             if reply.status_code != 200:
-                raise self._refused(what, f"status {reply.status_code}", "a reply to what was asked")
+                raise self.address.status_refused(f"/v1/{what}", reply.status_code, "a reply to what was asked")
             body = bytearray()
             async for part in reply.aiter_bytes():
                 body += part
@@ -166,20 +165,20 @@ class ServerEngine:
         """One answer, if it is one.
 
         Raises:
-            InputError: another number of choices, no text, no reason for its end, or more tokens than were asked for.
+            InputError: another number of choices, no text, or more tokens than were asked for.
         """
         choices = given.get("choices") if isinstance(given, dict) else None
         if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-            raise self._refused("completions", ascii(given)[:80], "choices with text, one of them")
-        text, end = choices[0].get("text"), choices[0].get("finish_reason")
+            raise self._refused("completions", ascii(given), "choices with text, one of them")
+        text, end = choices[0].get("text"), str(choices[0].get("finish_reason"))
+        if end not in ENDS:
+            return Reply("", end, "")
         if not isinstance(text, str) or not is_text(text):
-            raise self._refused("completions", f"text {ascii(text)[:80]}", "choices with text")
-        if end not in ("stop", "length"):
-            raise self._refused("completions", f"finish_reason {ascii(end)[:80]}", "stop or length")
+            raise self._refused("completions", f"text {text!a}", "choices with text")
         counted = self._counted(given.get("usage"), text)
         if counted > longest * SLACK:
             raise self._refused("completions", f"{counted:,} tokens", f"at most the {longest:,} asked for")
-        return Reply(text, end == "length", text)
+        return Reply(text, end, text)
 
     def _counted(self, usage: Any, text: str) -> int:
         """Tokens of an answer: as the server says, or as many as its text has, whichever are more."""
@@ -188,7 +187,7 @@ class ServerEngine:
         return max(own, said) if type(said) is int else own
 
     def _refused(self, what: str, found: str, expected: str) -> InputError:
-        return InputError(self.server, f"--server /v1/{what}", found, expected)
+        return self.address.refused(f"/v1/{what}", found, expected)
 
 
 def _asked_pause(header: str) -> float:

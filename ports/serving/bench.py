@@ -23,6 +23,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from pydantic import SecretStr
 from rich.console import Console
 from rich.table import Table
 
@@ -38,6 +39,7 @@ from ports.evaluate.plot import Panel, check_outputs, draw, write_json
 from ports.evaluate.prompts import family_of, read_files
 from ports.evaluate.ties import described, verdict_on_likeliest
 from ports.files import read_json
+from ports.generate.address import KEY_HELP, Address
 from ports.progress import Work
 from ports.serving import LOOKUPS, Lookup
 from ports.serving.running import Server, counters_of, intervals_of, measure_servers, print_servers
@@ -65,6 +67,7 @@ def run(
         list[str] | None,
         typer.Option(help="a running vLLM server, by its own counters; again: the same verifier without the draft"),
     ] = None,
+    api_key: Annotated[SecretStr | None, typer.Option(parser=SecretStr, metavar="TEXT", help=KEY_HELP)] = None,
     verifier: Annotated[str | None, typer.Option(help="default: the one that the checkpoint names")] = None,
     served: Annotated[
         Path | None,
@@ -111,7 +114,8 @@ def run(
         trust.trust_remote_code()
     batches = sorted(set(max_concurrency or BATCH_SIZES))
     if server:
-        rows = _measured(server, draft, prompts, verifier, limit, max_new_tokens, batches, ignore_eos)
+        addresses = [Address(url, api_key) for url in server]
+        rows = _measured(addresses, draft, prompts, verifier, limit, max_new_tokens, batches, ignore_eos)
         if json is not None:
             write_json(json, {"servers": server, "length": max_new_tokens, "rows": rows})
         print_servers(rows, Console())
@@ -190,7 +194,7 @@ def _asked(
 
 
 def _measured(
-    urls: list[str],
+    addresses: list[Address],
     draft: Path | None,
     files: list[Path],
     verifier: str | None,
@@ -200,14 +204,15 @@ def _measured(
     ignore_eos: bool,
 ) -> list[dict[str, Any]]:
     """What prompts show of servers, read by the verifier's tokenizer: the one named, a draft's, or what is served."""
-    if not 1 <= len(urls) <= 2:
-        raise InputError("command line", "--server", len(urls), "one, or one with the draft and one without")
-    root = Server(urls[0]).root
+    if len(addresses) > 2:
+        raise InputError("command line", "--server", len(addresses), "one, or one with the draft and one without")
+    servers = list(map(Server, addresses))
+    root = servers[0].root
     opened = draft or (Path(root) if (Path(root) / "config.json").is_file() and verifier is None else None)
     said = read_json(opened / "config.json", "config", "a model's").get("speculators_config") if opened else None
     name = verifier or (said["verifier"]["name_or_path"] if said else root)
     asked, _ = _asked(files, name, opened or Path(), longest_prompt(name, tokens, SIZES[-1] + 1), limit)
-    return measure_servers(urls, asked, tokens, batches, ignore_eos)
+    return measure_servers(servers, asked, tokens, batches, ignore_eos)
 
 
 def _take_turns(

@@ -19,6 +19,7 @@ from rich.table import Table
 from ports.errors import InputError, reason
 from ports.evaluate.acceptance import Counters, in_json
 from ports.evaluate.intervals import Estimate, Ratio, from_json, ratio
+from ports.generate.address import Address
 from ports.progress import through
 from ports.serving import COUNTERS
 
@@ -74,22 +75,22 @@ def _whole(turn: dict[str, Any]) -> float:
 
 
 def measure_servers(
-    urls: Sequence[str], asked: Sequence[list[int]], length: int, batch_sizes: Sequence[int], ignore_eos: bool
+    servers: Sequence[Server], asked: Sequence[list[int]], length: int, batch_sizes: Sequence[int], ignore_eos: bool
 ) -> list[dict[str, Any]]:
     """A row for every number of requests in flight and server; the second is the one without a draft.
 
     Raises:
         InputError: see :class:`Server`.
     """
-    servers, rows = [Server(url) for url in urls], []
+    rows = []
     for server in servers:
         server.turn([min(asked, key=len)] * batch_sizes[-1], WARM_UP_TOKENS, batch_sizes[-1], True)
     for together in through(batch_sizes, "requests in flight, turns"):
         turns = [server.turn(asked, length, together, ignore_eos) for server in servers]
         for server, turn in zip(servers, turns):
-            counted = counters_of(turn, server.url)
+            counted = counters_of(turn, server.address.url)
             row = {
-                "server": server.url,
+                "server": server.address.url,
                 "batch_size": together,
                 "tokens": sum(map(len, turn["tokens"])),
                 "seconds": turn["seconds"],
@@ -121,27 +122,26 @@ def print_servers(rows: Sequence[dict[str, Any]], console: Console) -> None:
 
 @dataclass
 class Server:
-    """A vLLM server at ``url``; ``name`` and ``root`` of the model that it serves.
+    """A vLLM server; ``name`` and ``root`` of the model that it serves.
 
     Raises:
         InputError: none that answers, or no vLLM.
     """
 
-    url: str
+    address: Address
     name: str = field(init=False)
     root: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.url = self.url.rstrip("/").removesuffix("/v1")
         try:
             (model, *_) = json.loads(self._get("/v1/models"))["data"]
             self.name, self.root = str(model["id"]), str(model.get("root") or model["id"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise self._refused("/v1/models", reason(error), "a server with a model") from error
+            raise self.address.refused("/v1/models", reason(error), "a server with a model") from error
         if GENERATED not in self.read():
-            raise self._refused("/metrics", "no counters of vLLM", "a vLLM server that counts")
+            raise self.address.refused("/metrics", "no counters of vLLM", "a vLLM server that counts")
 
     def read(self) -> dict[str, Any]:
         """Counters of speculative decoding under short names, and the tokens generated; all engines together."""
@@ -186,12 +186,15 @@ class Server:
         while (made := (after := self.read())[GENERATED] - before[GENERATED]) < tokens and time.monotonic() < end:
             time.sleep(0.05)
         if made != tokens:
-            raise self._refused("/metrics", f"{made:,} tokens generated", f"the {tokens:,} asked for, by nobody else")
+            raise self.address.refused(
+                "/metrics", f"{made:,} tokens generated", f"the {tokens:,} asked for, by nobody else"
+            )
         return after
 
     async def _ask_all(self, asked: Sequence[dict[str, Any]], together: int) -> list[dict[str, Any]]:
         gate, limits = asyncio.Semaphore(together), httpx.Limits(max_connections=together)
-        async with httpx.AsyncClient(timeout=httpx.Timeout(PATIENCE, connect=30), limits=limits) as client:
+        timeout, headers = httpx.Timeout(PATIENCE, connect=30), self.address.headers
+        async with httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits) as client:
 
             async def ask(content: dict[str, Any]) -> dict[str, Any]:
                 async with gate:
@@ -205,9 +208,9 @@ class Server:
         tokens: list[int] = []
         asked = {**content, "stream": True, "return_token_ids": True}
         try:
-            async with client.stream("POST", f"{self.url}/v1/completions", json=asked) as reply:
+            async with client.stream("POST", f"{self.address.url}/v1/completions", json=asked) as reply:
                 if reply.status_code != 200:
-                    raise self._refused("/v1/completions", f"status {reply.status_code}", "an answer")
+                    raise self.address.status_refused("/v1/completions", reply.status_code, "an answer")
                 async for line in reply.aiter_lines():
                     if line.startswith("data: {"):
                         (choice,) = json.loads(line[6:])["choices"]
@@ -218,16 +221,16 @@ class Server:
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, InputError):
                 raise
-            raise self._refused("/v1/completions", reason(error), "streamed answers with token_ids") from error
+            raise self.address.refused("/v1/completions", reason(error), "streamed answers with token_ids") from error
         if not tokens:
-            raise self._refused("/v1/completions", "an answer without token_ids", "vLLM 0.11 or newer")
+            raise self.address.refused("/v1/completions", "an answer without token_ids", "vLLM 0.11 or newer")
         return {"tokens": tokens, "grown": grown, "first_token_seconds": times[0], "took": times[-1]}
 
     def _get(self, path: str) -> str:
         try:
-            return httpx.get(self.url + path, timeout=30).raise_for_status().text
+            reply = httpx.get(self.address.url + path, headers=self.address.headers, timeout=30)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise self._refused(path, reason(error), "a vLLM server") from error
-
-    def _refused(self, path: str, found: str, expected: str) -> InputError:
-        return InputError(self.url, f"--server {path}", found, expected)
+            raise self.address.refused(path, reason(error), "a vLLM server") from error
+        if reply.status_code != 200:
+            raise self.address.status_refused(path, reply.status_code, "a vLLM server")
+        return reply.text

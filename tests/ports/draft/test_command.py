@@ -413,8 +413,52 @@ OTHERS = [
     ({"keep_records": "none"}, None, "keep_records: found all, expected none"),
     ({"rows": QUESTIONS[1:]}, None, "data: found "),
     ({"draft_vocab_size": 7}, None, "draft: found {"),
+    ({"served_model": "b"}, None, "served_model: found None, expected b"),
     ({}, other_verifier, "verifier: found "),
 ]
+
+
+def test_a_run_that_is_begun_anew_has_nothing_of_the_one_before(words, tmp_path, capsys, monkeypatch):
+    """What it did not write stays."""
+
+    def stop(*_, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases, "in_process", stop)
+    out, kept = tmp_path / "out", "answers/.answers.jsonl.kept"
+    assert main(words()) == 130
+    before = contents(out)
+    for name in (kept, "records/generation.json", "draft.json", "evaluation-8.json", "notes.txt"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("{}")
+    (out / "evaluation.json").write_text("{}")  # of a run that is done, which need not be fitted again
+    assert main(words(rows=QUESTIONS[1:])) == 2
+    assert capsys.readouterr().err.endswith("another one takes another --out or --restart\n")
+    monkeypatch.setattr(command, "fit", lambda plan: ["fitted"])
+    assert main(words(rows=QUESTIONS[1:], restart=None)) == 130
+    assert "fitted\n" in capsys.readouterr().err
+    assert contents(out).keys() - before.keys() == {"notes.txt"}
+    assert contents(out)["data/train.jsonl"] != before["data/train.jsonl"]
+    (out / "run.json").unlink()
+    assert main(words(restart=None)) == 2
+    assert "out: found data without run.json" in capsys.readouterr().err
+
+
+def test_a_key_is_handed_to_the_answers_by_the_environment_alone(words, tmp_path, capsys, monkeypatch):
+    told = []
+
+    def stop(name, arguments, *_, **more):
+        told.extend([*arguments, os.environ["OPENAI_API_KEY"]])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(phases, "in_process", stop)
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    assert main(words(server="http://127.0.0.1:9", **{"api-key": "sk-4711"})) == 130
+    *arguments, key = told
+    said = capsys.readouterr()
+    assert key == "sk-4711"
+    assert key not in "".join([*arguments, said.out, said.err])
+    assert key.encode() not in b"".join(contents(tmp_path / "out").values())
 
 
 def test_a_run_in_a_used_directory_must_be_the_same(words, verifier, hold, tmp_path, capsys, monkeypatch):

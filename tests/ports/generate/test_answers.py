@@ -99,7 +99,7 @@ def test_cut_answers_are_counted_and_a_length_is_proposed(ask, answered, verifie
         def answer(self, prompts, drawn, tell, replies=replies):
             for number in range(len(prompts)):
                 length = next(replies)
-                yield number, engines._reply(tokenizer, [65] * length, length == LENGTH)
+                yield number, engines._reply(tokenizer, [65] * length, "length" if length == LENGTH else "stop")
 
         monkeypatch.setattr(engines.TransformersEngine, "answer", answer)
         assert ask([{"prompt": "Hi"}] * len(lengths), out=verifier.parent / f"{case}" / "a.jsonl") == 0
@@ -119,7 +119,7 @@ def test_spaces_are_the_verifiers_own_where_a_tokenizer_would_clean_them_up(veri
     tokenizer = open_tokenizer(str(verifier))
     ids = tokenizer("Is it , or n't ?", add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == "Is it, orn't?"
-    assert engines._reply(tokenizer, ids, False).text == "Is it , or n't ?"
+    assert engines._reply(tokenizer, ids, "stop").text == "Is it , or n't ?"
     asking = {"turns": ["One?", "Two?"]}
     (verifier / "p.json").write_text(json.dumps([asking]))
     (prompt,) = read_questions(verifier / "p.json", lambda: tokenizer, 512)
@@ -157,15 +157,15 @@ def test_answers_that_no_record_can_hold_end_the_first_window(ask, verifier, tmp
 
     def answer(self, prompts, drawn, tell):
         for number in range(len(prompts)):
-            text, cut = replies[number % len(replies)]
-            yield number, engines._reply(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], cut)
+            text, end = replies[number % len(replies)]
+            yield number, engines._reply(tokenizer, tokenizer(text, add_special_tokens=False)["input_ids"], end)
 
     monkeypatch.setattr(engines.TransformersEngine, "answer", answer)
     for replies[:], judged in [
-        ([(bad, False)], 2),
-        ([(bad, False), ("Yes.", True)], 1),
-        ([(bad, True)], 2),
-        ([(bad, False), ("Yes.", False)], 0),
+        ([(bad, "stop")], 2),
+        ([(bad, "stop"), ("Yes.", "length")], 1),
+        ([(bad, "length")], 2),
+        ([(bad, "stop"), ("Yes.", "stop")], 0),
     ]:
         assert ask() == (2 if judged else 0)
         said = f"answers: found none of {judged} that a record can hold, the first: {found}"
@@ -335,7 +335,7 @@ def test_what_is_whole_is_left_alone_and_needs_no_verifier(ask, tmp_path, monkey
 
 
 def test_the_engine_that_began_goes_on_whatever_was_installed_since(ask, tmp_path, monkeypatch, capsys):
-    """Another one is refused before anything is loaded, or begins afresh where nothing is answered."""
+    """Another one is refused, or begins afresh where nothing is answered."""
     assert ask(engine="auto", max_concurrency=4) == 0
     out, manifest = tmp_path / "answers" / "a.jsonl", tmp_path / "answers" / "a.jsonl.manifest"
     began = json.loads(manifest.read_text())["engine"]
@@ -345,7 +345,6 @@ def test_the_engine_that_began_goes_on_whatever_was_installed_since(ask, tmp_pat
     capsys.readouterr()
     assert ask(engine="auto", max_concurrency=4) == 0
     assert f"transformers began {out} and goes on; vLLM answers in another --out" in capsys.readouterr().err
-    monkeypatch.setattr(module, "verifier_fingerprint", None)
     assert ask(engine="auto", max_concurrency=2) == 2
     assert f"{manifest}: engine: found {began}, expected transformers " in capsys.readouterr().err
     monkeypatch.undo()
@@ -403,3 +402,30 @@ def test_vllm_is_given_ids_and_seeds_and_its_answers_are_decoded(ask, answered, 
     assert words.keys() == {"length", "stop"}
     assert words["length"] == 2 * words["stop"], "what ends an answer is none of it"
     assert told == [1, 2, 3, 4, 5, 6, 7], "each as it is given, and not all of them once vLLM is done"
+
+
+def test_what_vllm_does_not_end_is_asked_for_again_and_then_refused_by_name(
+    ask, answered, tmp_path, monkeypatch, capsys
+):
+    """A stand-in for vLLM, which aborts what it is told to."""
+    vllm, ends = ModuleType("vllm"), []
+
+    def generate(self, prompts, params, use_tqdm):
+        replies = [SimpleNamespace(token_ids=[65, 66], finish_reason=ends.pop(0) if ends else "stop") for _ in prompts]
+        return [SimpleNamespace(outputs=[reply]) for reply in replies]
+
+    vllm.LLM = type("LLM", (), {"__init__": lambda self, **options: None, "generate": generate})
+    vllm.SamplingParams, vllm.__version__ = lambda **drawn: SimpleNamespace(**drawn), "0"
+    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    monkeypatch.setattr(module, "find_spec", lambda name: True)
+    ends[:] = ["abort", "stop", "stop", "error", "stop"] + ["abort", None] * 2
+    assert ask(engine="vllm") == 2
+    said = (
+        "answers: found 2 of 5 that ended otherwise, each of 3 times: 1 by 'abort', 1 by 'None', expected ends by stop"
+    )
+    assert said in capsys.readouterr().err
+    assert (tmp_path / "answers" / "a.jsonl").read_text() == ""
+    ends[:] = ["abort", "", "error"]
+    assert ask(engine="vllm") == 0
+    assert {reason for line in answered() for reason in line["finish_reasons"]} == {"stop"}
+    assert len(answered()) == len(ROWS)

@@ -29,12 +29,6 @@ def choice(**changes):
     return {"choices": [{"text": "Yes.", "finish_reason": "stop", **changes}]}
 
 
-def without(name):
-    content = choice()
-    del content["choices"][0][name]
-    return content
-
-
 def send(status=200, content=b"", **headers):
     """A reply of that content, JSON if it is not bytes."""
     body = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -103,8 +97,6 @@ ANSWERS = {
     "text null": (send(200, choice(text=None)), "found text None"),
     "text that is a list": (send(200, choice(text=["a"])), r"found text \['a'\]"),
     "half of a surrogate pair": (send(200, choice(text="\ud800")), "found text"),
-    "no reason": (send(200, without("finish_reason")), "found finish_reason None, expected stop or length"),
-    "reason abort": (send(200, choice(finish_reason="abort")), "found finish_reason 'abort'"),
     "3,000 words": (send(200, choice(text="yes " * 3000)), "tokens, expected at most the 160 asked for"),
     "usage of 3,000": (send(200, {**choice(), "usage": {"completion_tokens": 3000}}), "found 3,000 tokens"),
     "moved to itself": (send(307, location=COMPLETIONS), "found status 307"),
@@ -135,9 +127,12 @@ class Hostile(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.asked.append(asked)
+        self.prompt = asked["prompt"]
         self.serve(COMPLETIONS, choice(text=f"{len(asked['prompt'])} words"))
 
     def serve(self, path, content):
+        if self.headers["Authorization"] != self.server.wanted:
+            return send(401, {"error": f"wrong: {self.headers['Authorization']}"})(self)
         with self.server.counting:
             self.server.times[path] = self.server.times.get(path, 0) + 1
             times = self.server.times[path]
@@ -158,7 +153,7 @@ def server(monkeypatch):
     serving = ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
     serving.daemon_threads = True
     serving.handle_error = lambda *words: None
-    serving.asked, serving.times, serving.does = [], {}, {}
+    serving.asked, serving.times, serving.does, serving.wanted = [], {}, {}, None
     serving.counting, serving.over = threading.Lock(), threading.Event()
     threading.Thread(target=serving.serve_forever, args=(0.02,), daemon=True).start()
     yield serving
@@ -207,7 +202,7 @@ def tokenizer(verifier_once):
 @pytest.mark.parametrize(("does", "said"), ANSWERS.values(), ids=ANSWERS)
 def test_what_is_no_answer_is_refused(server, tokenizer, does, said):
     server.does[COMPLETIONS] = does, 1
-    engine = module.ServerEngine(MODEL, tokenizer, f"http://127.0.0.1:{server.server_port}")
+    engine = module.ServerEngine(MODEL, tokenizer, module.Address(f"http://127.0.0.1:{server.server_port}"))
     drawn = {"max_tokens": LENGTH, "temperature": 0.0, "top_p": 1.0}
     with pytest.raises(InputError, match=said) as refused:
         list(engine.answer([Prompt([1, 2], 0)] * 2, drawn, lambda *counts: None))
@@ -267,6 +262,155 @@ def test_dialogues_that_are_whole_are_not_asked_for_again(server, words, answere
     assert len(answered()) == PROMPTS
 
 
+@pytest.fixture
+def broken_off(server, words, capfd):
+    """A first window of which the last answer is refused for good; the others are kept. Then all are given again."""
+    server.does[COMPLETIONS] = send(), PROMPTS
+    assert main(words()) == 2
+    server.does.clear()
+    server.asked.clear()
+    capfd.readouterr()
+
+
+OTHERS = [
+    ({"temperature": 0.5}, "temperature: found 0.0, expected 0.5"),
+    ({"top_p": 0.5, "temperature": 0}, "top_p: found 1.0, expected 0.5"),
+    ({"seed": 1}, "seed: found 0, expected 1"),
+    ({"max_new_tokens": 9}, "max_new_tokens: found 160, expected 9"),
+    ({"served_model": "/models/tiny"}, "served_model: found tiny, expected /models/tiny"),
+    ({"data": "{root}/others.jsonl"}, "prompts: found "),
+]
+
+
+@pytest.mark.parametrize(("changes", "said"), OTHERS)
+def test_what_another_command_kept_is_refused_or_dropped(
+    broken_off, server, words, answered, tmp_path, capfd, changes, said
+):
+    lengths = range(2, PROMPTS + 2)
+    (tmp_path / "others.jsonl").write_text("".join(f'{{"prompt": "{"So " * length}"}}\n' for length in lengths))
+    other = words(**{name: str(value).format(root=tmp_path) for name, value in changes.items()})
+    assert main(other) == 2
+    line = capfd.readouterr().err
+    assert said in line
+    assert line.endswith("another one takes another --out or --restart\n")
+    assert (line.count("\n"), server.asked) == (1, [])
+    assert main([*other, "--restart"]) == 0
+    assert [int(text.split()[0]) for text in answered()] == sorted(len(asked["prompt"]) for asked in server.asked)
+    assert len(server.asked) == PROMPTS
+    assert main(other) == 0
+    assert len(server.asked) == PROMPTS
+
+
+def of_another(kept):
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "made": "0123456789abcdef"}))
+
+
+SPOILT = {
+    "of an older release": lambda kept: kept.write_text('{"row": 0, "rounds": [], "said": [], "cut": false}\n'),
+    "damaged": lambda kept: kept.write_bytes(kept.read_bytes()[:-9]),
+    "of another command": of_another,
+    "without a manifest": lambda kept: kept.with_name("a.jsonl.manifest").unlink(),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_what_was_kept_must_say_how_it_was_made(broken_off, server, words, answered, tmp_path, capfd, spoil):
+    spoil(tmp_path / "answers" / ".a.jsonl.kept")
+    assert main(words()) == 2
+    assert re.fullmatch("error: .*: out: found .*\n", capfd.readouterr().err)
+    assert (server.asked, answered()) == ([], [])
+    assert main([*words(), "--restart"]) == 0
+    assert len(server.asked) == len(answered()) == PROMPTS
+
+
+def test_a_restart_leaves_alone_what_is_of_another_origin(words, tmp_path, capfd):
+    file = tmp_path / "answers" / "a.jsonl"
+    file.parent.mkdir()
+    file.write_text("mine\n")
+    assert main([*words(), "--restart"]) == 2
+    assert "out: found a.jsonl without a.jsonl.manifest" in capfd.readouterr().err
+    assert file.read_text() == "mine\n"
+
+
+def test_a_dialogue_whose_last_answer_is_missing_is_not_whole_since_an_earlier_one_was_cut(server, words, tmp_path):
+    (tmp_path / "turns.jsonl").write_text(json.dumps({"turns": ["Hi", "So"]}) + "\n")
+    replies = [send(200, choice(finish_reason="length")), send(400), send(200, choice()), send(200, choice())]
+    server.does[COMPLETIONS] = (lambda handler: replies.pop(0)(handler)), 1
+    assert main(words(data=tmp_path / "turns.jsonl")) == 2
+    assert main(words(data=tmp_path / "turns.jsonl")) == 0
+    line = json.loads((tmp_path / "answers" / "a.jsonl").read_text())
+    assert [turn["role"] for turn in line["messages"]] == ["user", "assistant"] * 2
+    assert line["finish_reasons"] == ["stop", "stop"]
+
+
+@pytest.mark.parametrize("end", ["abort", "error", "", None])
+def test_an_answer_that_ends_by_anything_else_is_asked_for_again(server, words, answered, tmp_path, end):
+    server.does[COMPLETIONS] = send(200, choice(text=None, finish_reason=end)), 5
+    assert main(words()) == 0
+    assert len(server.asked) == PROMPTS + 2
+    assert [int(text.split()[0]) for text in answered()] == sorted({len(asked["prompt"]) for asked in server.asked})
+
+
+def test_what_ends_so_every_time_is_refused_and_counted_by_name(server, words, answered, capfd):
+    ends = {}
+
+    def does(handler):
+        end = ends.setdefault(len(handler.prompt), ["abort", "stop", ""][len(ends) % 3])
+        send(200, choice(text=f"{len(handler.prompt)} words", finish_reason=end))(handler)
+
+    server.does[COMPLETIONS] = does, 1
+    assert main(words()) == 2
+    line = capfd.readouterr().err
+    assert "answers: found 6 of 9 that ended otherwise, each of 3 times: 3 by '" in line
+    assert {" 3 by 'abort'", " 3 by ''"} == {*re.findall(r" \d+ by '\w*'", line)}
+    assert len(server.asked) == PROMPTS + 2 * 6
+    server.does.clear()
+    server.asked.clear()
+    assert main(words()) == 0
+    lengths = [length for length, end in ends.items() if end != "stop"]
+    assert sorted(len(asked["prompt"]) for asked in server.asked) == sorted(lengths)
+    assert len(answered()) == PROMPTS
+
+
+KEY = "sk-4711-secret"
+
+
+@pytest.mark.parametrize("place", ["--api-key", "OPENAI_API_KEY", "SPECULATOR_API_KEY"])
+def test_a_server_that_wants_a_key_gets_it_and_nobody_else(
+    server, words, answered, tmp_path, monkeypatch, capfd, place
+):
+    server.wanted = f"Bearer {KEY}"
+    assert refusal(words(), capfd, "found status 401, expected a key that the server takes, as --api-key", "models")
+    assert main([*words(), "--api-key", "another"]) == 2
+    if place == "--api-key":
+        monkeypatch.setenv("OPENAI_API_KEY", "another")
+    else:
+        monkeypatch.setenv(place, KEY)
+    assert main([*words(), *([place, KEY] if place == "--api-key" else [])]) == 0
+    assert len(answered()) == PROMPTS
+    said = capfd.readouterr()
+    told = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file() and path.parent.name == "answers")
+    assert KEY not in told + said.out + said.err
+
+
+@pytest.mark.parametrize("content", [{"error": f"no such key: {KEY}"}, {"data": [{"id": "x" * 190 + KEY}]}])
+def test_a_key_that_the_server_repeats_is_in_no_error(server, words, capfd, content):
+    server.wanted = f"Bearer {KEY}"
+    server.does[MODELS] = send(200, content), 1
+    assert main([*words(), "--api-key", KEY]) == 2
+    line = capfd.readouterr().err
+    assert ("(the key)" in line, "sk-4" in line) == (True, False)
+
+
+@pytest.mark.parametrize("key", ["sk 4711", "sk-4711\n", "sk-\u00e94711"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_told(server, words, monkeypatch, capfd, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    assert main(words()) == 2
+    line = capfd.readouterr().err
+    assert "--api-key or OPENAI_API_KEY: found characters that no header can hold" in line
+    assert (line.count("\n"), "4711" in line, server.times) == (1, False, {})
+
+
 @pytest.mark.parametrize("does", [hang, trickle])
 def test_the_first_ctrl_c_ends_it(server, words, fork, does):
     server.does[COMPLETIONS] = does, 1
@@ -284,7 +428,7 @@ def test_the_first_ctrl_c_ends_it(server, words, fork, does):
 def test_a_ctrl_c_that_takes_a_task_s_waking_with_it_ends_it_too(server, tokenizer, monkeypatch):
     """It comes in the loop of asyncio, which has taken the waking from its queue and not run it."""
     server.does[COMPLETIONS] = trickle, 1
-    engine = module.ServerEngine(MODEL, tokenizer, f"http://127.0.0.1:{server.server_port}")
+    engine = module.ServerEngine(MODEL, tokenizer, module.Address(f"http://127.0.0.1:{server.server_port}"))
     real, ended = asyncio.Handle._run, []
 
     def run(handle):

@@ -22,6 +22,13 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def parse_request(self):
+        """Refuse who has not the key."""
+        known = super().parse_request() and self.headers["Authorization"] == self.server.played.wanted
+        if not known:
+            self.send_error(401)
+        return known
+
     def do_GET(self):
         played = self.server.played
         if self.path == "/v1/models":
@@ -74,6 +81,7 @@ def serve(fixture, monkeypatch):
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         values = {"root": str(fixture / "verifier"), "generated": 5, "accepted": 8, "places": [8, 0], "counts": True}
         values |= {"ids": True, "others": 0, "lost": 0, "flying": 0, "most": 0, "lock": threading.Lock()}
+        values["wanted"] = None
         server.played = SimpleNamespace(drafts=drafts, gate=threading.Event(), **{**values, **changes})
         threading.Thread(target=server.serve_forever, daemon=True).start()
         started.append(server)
@@ -144,6 +152,19 @@ def test_a_server_that_is_not_believed(serve, bench, capfd, changes, said):
     code, rows = bench("--server", serve(**changes)[0])
     assert (code, rows) == (2, [])
     assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["--api-key", "OPENAI_API_KEY", "SPECULATOR_API_KEY"])
+def test_both_servers_get_the_key_and_nobody_else(serve, bench, tmp_path, monkeypatch, capfd, place):
+    servers = [word for _ in range(2) for word in ("--server", serve(wanted="Bearer sk-4711")[0])]
+    assert bench(*servers)[0] == 2
+    assert "/v1/models: found status 401, expected a key that the server takes, as --api-key" in capfd.readouterr().err
+    if place != "--api-key":
+        monkeypatch.setenv(place, "sk-4711")
+    code, rows = bench(*servers, *((place, "sk-4711") if place == "--api-key" else ()))
+    said = capfd.readouterr()
+    assert (code, len(rows)) == (0, 4)
+    assert "sk-4711" not in said.out + said.err + (tmp_path / "result.json").read_text()
 
 
 def test_no_server_and_no_draft(bench, capfd):
