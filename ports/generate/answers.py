@@ -8,20 +8,19 @@ kill is whole windows, so that the same command meets the same neighbours and en
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr
 
 from ports import flags
 from ports.commands import hushed
@@ -29,16 +28,17 @@ from ports.errors import InputError, reason
 from ports.files import check_output, check_output_file, check_outside, check_regular, read_json
 from ports.generate.address import KEY_HELP, Address
 from ports.generate.chat import Encoder
-from ports.generate.conversations import ConversationError, Message, load_conversations
+from ports.generate.conversations import ConversationError, load_conversations
 from ports.generate.copies import CopyCount, TensorParallel, copies_of, devices_for, through_copies
 from ports.generate.cuts import told_of_cuts
 from ports.generate.engines import Engine, TransformersEngine, VllmEngine, longest_dialogue
 from ports.generate.families import ChatFamily, load_family
 from ports.generate.records import digest, start_or_go_on
-from ports.generate.replies import ENDS, Drawn, Prompt, Reply, Tell
+from ports.generate.replies import ENDS, Drawn, Prompt, Reply
 from ports.generate.server import ServerEngine
+from ports.generate.talks import Dialogue, Talk, keeping, kept_beside
 from ports.progress import Work
-from ports.training.checkpoint import DirectoryLock, write_file
+from ports.training.checkpoint import DirectoryLock
 from ports.training.settings import CommandSettings
 from ports.verifier.fingerprint import verifier_fingerprint
 from ports.verifier.tokenizer import open_tokenizer, tokenizer_fingerprint
@@ -51,8 +51,6 @@ PRIME = 1_000_003
 
 ASKED = 3
 """Times that an answer is asked for at most, where what came ended otherwise than answers do."""
-
-Dialogue = list[Message]
 
 
 class AnswersSettings(CommandSettings):
@@ -168,36 +166,6 @@ def rounds_of(dialogue: Dialogue) -> list[Dialogue]:
 
 
 @dataclass
-class Talk:
-    """A dialogue on its way: ``said`` so far, the ``rounds`` to come, and whether it is ``full``: no room for these.
-
-    ``reasons`` are how each answer ended; ``special`` is an answer with special tokens in it.
-    """
-
-    row: int
-    rounds: list[Dialogue]
-    said: Dialogue = field(default_factory=list)
-    full: bool = False
-    special: str = ""
-    reasons: list[str] = field(default_factory=list)
-
-    @property
-    def cut(self) -> bool:
-        """Was it, or any of its answers?"""
-        return self.full or "length" in self.reasons
-
-    @property
-    def is_whole(self) -> bool:
-        """Has every round its answer, or was the dialogue cut before one?"""
-        return not self.rounds and (self.full or self.said[-1]["role"] == "assistant")
-
-    def line(self) -> str:
-        """As it is written."""
-        whole = "length" if self.cut else "stop"
-        return json.dumps({"messages": self.said, "finish_reason": whole, "finish_reasons": self.reasons}) + "\n"
-
-
-@dataclass
 class Asking:
     """How dialogues become prompts of at most ``room`` tokens, and answers parts of dialogues.
 
@@ -282,32 +250,27 @@ class Asking:
                 else:
                     prompts[talk.row] = Prompt(ids, (chosen.seed + PRIME * talk.row + len(talk.said)) % 2**31)
             asked = [talk for talk in asked if talk.row in prompts]
-            before = work.done
-
-            def tell(ended: int, reached: float, before: int = before) -> None:
-                work.at(before + ended, before + reached)
-
-            for number, reply in self._ended(engine, list(prompts.values()), drawn, tell):
+            for number, reply in self._ended(engine, list(prompts.values()), drawn, work):
                 asked[number].said.append({"role": "assistant", "content": reply.text})
                 asked[number].reasons.append(reply.end)
                 asked[number].special = asked[number].special or (reply.whole if reply.whole != reply.text else "")
 
     def _ended(
-        self, engine: Engine, prompts: Sequence[Prompt], drawn: Drawn, tell: Tell
+        self, engine: Engine, prompts: Sequence[Prompt], drawn: Drawn, work: Work
     ) -> Iterator[tuple[int, Reply]]:
         """Answers by the numbers of their prompts; what ended otherwise than answers do is asked for again.
 
         Raises:
             InputError: it ends so every time; all others come before.
         """
-        left, ends = list(range(len(prompts))), Counter[str]()
+        left, ends, answered = list(range(len(prompts))), Counter[str](), work.done + len(prompts)
         for _ in range(ASKED):
             asked, left, ends = left, [], Counter()
 
-            def shift(ended: int, reached: float, before: int = len(prompts) - len(asked)) -> None:
-                tell(before + ended, before + reached)
+            def tell(ended: int, reached: float, before: int = answered - len(asked)) -> None:
+                work.at(before + ended, before + reached)
 
-            given = engine.answer([prompts[number] for number in asked], drawn, shift) if asked else ()
+            given = engine.answer([prompts[number] for number in asked], drawn, tell) if asked else ()
             for place, reply in given:
                 if reply.end in ENDS:
                     yield asked[place], reply
@@ -350,52 +313,6 @@ def _finisher(asking: Asking, engine: Engine, work: Work, made: str, _: int) -> 
     return finish
 
 
-class Kept(BaseModel):
-    """Of a window that broke off the ``talks`` that were whole, and the digest of how all of them are ``made``."""
-
-    made: str
-    talks: list[Talk]
-
-
-@contextmanager
-def keeping(out: Path, made: str, talks: Sequence[Talk]) -> Iterator[None]:
-    """Of a window that breaks off the dialogues that are whole are kept beside ``out``, for the next start.
-
-    Only where answers do not depend on what is asked beside them: else all of the window is asked again.
-
-    Raises:
-        InputError: some were kept that were made in another way, or cannot be read.
-    """
-    file = _kept(out)
-    if file.exists():
-        known = {talk.row: talk for talk in talks}
-        for kept in _read_kept(file, made):
-            if kept.row in known:
-                vars(known[kept.row]).update(vars(kept))
-    try:
-        yield
-    except BaseException:
-        if whole := [talk for talk in talks if talk.is_whole]:
-            write_file(file, Kept(made=made, talks=whole).model_dump_json().encode())
-        raise
-    file.unlink(missing_ok=True)
-
-
-def _read_kept(file: Path, made: str) -> list[Talk]:
-    check_regular(file, "out")
-    try:
-        kept = Kept.model_validate_json(file.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(file, "out", "no answers as this release keeps them", "such, or --restart") from error
-    if kept.made != made:
-        raise InputError(file, "out", "answers that were made in another way", "another --out or --restart")
-    return kept.talks
-
-
-def _kept(file: Path) -> Path:
-    return file.with_name(f".{file.name}.kept")
-
-
 def _answered(file: Path) -> bool:
     """Is there anything in a file of answers? One that is no file counts as something."""
     return file.exists() and (not file.is_file() or file.stat().st_size > 0)
@@ -421,7 +338,7 @@ def _how_made(asking: Asking, engine: str, dialogues: Sequence[Dialogue]) -> dic
 
 def drop(file: Path) -> None:
     """Away with what this command left in ``file`` and beside it; one of another origin stays, and is refused."""
-    _kept(file).unlink(missing_ok=True)
+    kept_beside(file).unlink(missing_ok=True)
     if _manifest(file).is_file():
         file.unlink(missing_ok=True)
 
@@ -432,7 +349,7 @@ def go_on(file: Path, made: Mapping[str, Any]) -> int:
     Raises:
         InputError: it, or what was kept beside it, was made in another way, or is no file of answers.
     """
-    there = next((each.name for each in (file, _kept(file)) if _answered(each)), "")
+    there = next((each.name for each in (file, kept_beside(file)) if _answered(each)), "")
     unsaid = {"served_model": made["served_model"]}
     start_or_go_on(_manifest(file), made, "out", there, unsaid, "--restart")
     if not file.exists():

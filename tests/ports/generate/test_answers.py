@@ -321,8 +321,9 @@ def test_a_file_of_another_command_or_of_nobody_is_left_alone(ask, hold, tmp_pat
     assert "out: found in use by process" in capsys.readouterr().err
     other = tmp_path / "answers" / "b.jsonl"
     other.write_text("mine\n")
-    assert ask(out=other) == 2
-    assert "out: found b.jsonl without b.jsonl.manifest" in capsys.readouterr().err
+    for more in ({}, {"restart": None}):
+        assert ask(out=other, **more) == 2
+        assert "out: found b.jsonl without b.jsonl.manifest" in capsys.readouterr().err
     assert other.read_text() == "mine\n"
 
 

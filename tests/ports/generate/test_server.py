@@ -323,15 +323,6 @@ def test_what_was_kept_must_say_how_it_was_made(broken_off, server, words, answe
     assert len(server.asked) == len(answered()) == PROMPTS
 
 
-def test_a_restart_leaves_alone_what_is_of_another_origin(words, tmp_path, capfd):
-    file = tmp_path / "answers" / "a.jsonl"
-    file.parent.mkdir()
-    file.write_text("mine\n")
-    assert main([*words(), "--restart"]) == 2
-    assert "out: found a.jsonl without a.jsonl.manifest" in capfd.readouterr().err
-    assert file.read_text() == "mine\n"
-
-
 def test_a_dialogue_whose_last_answer_is_missing_is_not_whole_since_an_earlier_one_was_cut(server, words, tmp_path):
     (tmp_path / "turns.jsonl").write_text(json.dumps({"turns": ["Hi", "So"]}) + "\n")
     replies = [send(200, choice(finish_reason="length")), send(400), send(200, choice()), send(200, choice())]
