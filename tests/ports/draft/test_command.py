@@ -294,14 +294,15 @@ TALKS = [{**row, "answer": " and ".join([row["answer"]] * (1 + number % 5))} for
 
 
 def test_two_processes_draw_the_curve_of_one(words, fork, programs, tmp_path, monkeypatch):
-    """Over gloo: told to stop, both save, and the same command goes on; by one process as many steps as good."""
+    """Over gloo: told to stop, as a scheduler tells every process, both save, and the same command goes on; by one process as many steps as good."""
     common, out = {"rows": TALKS, "bs": 4, "passes": 4, "answers": "given", "mixed_precision": "no"}, tmp_path / "out"
     two = {"PYTHON_EXEC": str(programs / "python"), "PYTHONPATH": os.getcwd()}
     line = words(**common, num_processes=2)
     process = fork(forking, main, line, **two)
     wait_for(out / "checkpoints" / "model0")
     everyone = family(process.pid)
-    os.kill(process.pid, signal.SIGTERM)
+    for pid in reversed(everyone):
+        os.kill(pid, signal.SIGTERM)
     said = process.ended()
     assert process.returncode == 75, said
     await_end_of(everyone, 20)
