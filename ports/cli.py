@@ -174,14 +174,14 @@ class Group(TyperGroup):
     @property
     def every_flag(self) -> set[str]:
         """Of all commands; a YAML file may serve several."""
-        return {str(each.name) for name in COMMANDS for each in load(name).params}
+        return {each for name in COMMANDS for each in load(name).names}
 
     def takers(self, flag: str) -> list[str]:
         """The commands that have a flag of that name, of those whose libraries are installed."""
         found = []
         for name in COMMANDS:
             with suppress(InputError):
-                found += [name] * (flag in {each.name for each in load(name).params})
+                found += [name] * (flag in load(name).names)
         return found
 
 

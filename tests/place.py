@@ -106,14 +106,14 @@ class Place:
         return {**values, "chat_template": "plain", "no-progress": True}
 
     def _answers(self):
-        files = {"model": self.verifier, "data": self.share, "out": self.out / "answers.jsonl"}
+        files = {"verifier": self.verifier, "data": self.share, "out": self.out / "answers.jsonl"}
         return {**files, "engine": "transformers", "max_new_tokens": 4, "no-progress": True}
 
     def _show(self):
         return {"": "show", **self._generate(), "outdir": None}
 
     def _vocabulary(self):
-        values = {"tmpdir": self.root / "eagle3", "basepath": self.verifier, "output": self.out}
+        values = {"tmpdir": self.root / "eagle3", "basepath": self.verifier, "out": self.out}
         return {"": "vocabulary", **values, "draft_vocab_size": DRAFT_VOCAB_SIZE}
 
     def _evaluate(self):
@@ -175,7 +175,7 @@ def build(root):
     _write_texts(place)
     for algorithm in ("eagle3", "hass"):
         _well(place.run("generate", algorithm=algorithm, outdir=root / algorithm, dtype="float32"))
-    _well(place.run("vocabulary", output=root))
+    _well(place.run("vocabulary", out=root))
     _write_arrow(place)
     for algorithm, last in (("eagle3", "model0"), ("hass", "state_0")):
         _well(place.run(algorithm))

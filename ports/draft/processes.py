@@ -23,10 +23,10 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from ports import cli
 from ports.commands import exit_code, hush_libraries, log_libraries
+from ports.flags import PREFIX
 from ports.generate.run import say
 from ports.numerics import best_device
 from ports.progress import Work
-from ports.spellings import PREFIX
 from ports.training.stop import LAUNCHER, SIGNALS, end_with_parent
 from ports.verifier.trust import TRUSTED
 

@@ -32,7 +32,9 @@ class DraftSettings(AnswersSettings):
     draft_vocab_size: int | None = Field(
         None, ge=1, description="tokens that an Eagle3 draft can say; default: as speculator vocabulary chooses"
     )
-    passes: int | None = Field(None, ge=1, description="over the records; default: 2 to 8, about 2,000 steps")
+    passes: int | None = Field(
+        None, alias="epochs", ge=1, description="over the records; default: 2 to 8, about 2,000 steps"
+    )
     lr: float | None = Field(
         None,
         gt=0,

@@ -53,7 +53,7 @@ Dialogue = list[Message]
 class AnswersSettings(CommandSettings):
     """The verifier answers the turns of the users; answers that the data hold are left out."""
 
-    model: str = Field(description="verifier: Hugging Face directory or hub id")
+    model: str = Field(alias="verifier", description="verifier: Hugging Face directory or hub id")
     data: str = Field(description="prompts: .jsonl, .json, .parquet or .txt file, a directory of them, or a hub id")
     out: Path = Field(description="the .jsonl file to write, or to go on with")
     samples: int | None = Field(None, ge=1, description="dialogues to answer, the first ones; default: all")

@@ -39,7 +39,7 @@ LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "torch.distributed.r
 """Who starts a trainer and waits for it, by a word of its command line."""
 
 LAUNCHER = "PORTS_LAUNCHER"
-"""In the environment: the id of the process that launches for ``speculator draft``, which may end before a rank looks for it."""
+"""In the environment: the process that launches for ``speculator draft``, which may end before a rank looks for it."""
 
 _asked = threading.Event()
 """Whether a signal has asked a run of this process to stop."""

@@ -47,7 +47,7 @@ def words(verifier, tmp_path):
     def make(rows=QUESTIONS, **changes):
         data = tmp_path / "train.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        values = {"model": verifier, "data": data, "out": tmp_path / "out", "max_new_tokens": 6, "passes": 2}
+        values = {"verifier": verifier, "data": data, "out": tmp_path / "out", "max_new_tokens": 6, "epochs": 2}
         return words_of({**values, "engine": "transformers", "no-progress": None, **changes})
 
     return make
@@ -76,7 +76,7 @@ TRAINED = "checkpoints/model0"
 SIGNS = ["data", "answers/answers.jsonl", "records/0/data_4.safetensors", "draft.json", TRAINED, "draft"]
 """What appears when a phase is in the middle of its work, or when the next one begins."""
 
-LEARNS = {"passes": 4, "lr": 0.02}
+LEARNS = {"epochs": 4, "lr": 0.02}
 """Its own answers, by heart."""
 
 
@@ -294,8 +294,9 @@ TALKS = [{**row, "answer": " and ".join([row["answer"]] * (1 + number % 5))} for
 
 
 def test_two_processes_draw_the_curve_of_one(words, fork, programs, tmp_path, monkeypatch):
-    """Over gloo: told to stop, as a scheduler tells every process, both save, and the same command goes on; by one process as many steps as good."""
-    common, out = {"rows": TALKS, "bs": 4, "passes": 4, "answers": "given", "mixed_precision": "no"}, tmp_path / "out"
+    """Over gloo: told to stop, all of them as by a scheduler, they save, and the same command goes on; by one process
+    as many steps as good."""
+    common, out = {"rows": TALKS, "bs": 4, "epochs": 4, "answers": "given", "mixed_precision": "no"}, tmp_path / "out"
     two = {"PYTHON_EXEC": str(programs / "python"), "PYTHONPATH": os.getcwd()}
     line = words(**common, num_processes=2)
     process = fork(forking, main, line, **two)
@@ -359,7 +360,7 @@ def loses_a_tensor(verifier):
 
 LAST = [*QUESTIONS[:-1], {"messages": [{"role": role, "content": "Hi"} for role in ("system", "user")]}]
 REFUSED = [
-    ({"model": "/nowhere"}, None, "/nowhere: verifier: found "),
+    ({"verifier": "/nowhere"}, None, "/nowhere: verifier: found "),
     ({"rows": QUESTIONS[:4]}, None, "rows: found 4, expected at least 5"),
     ({}, without_template, "expected a tokenizer with a chat template, or --chat-template FILE.yaml:NAME, a family"),
     ({"data": "x.jsonl"}, None, "x.jsonl: data: found nothing of that name here, expected a JSON, parquet or text"),
@@ -408,7 +409,7 @@ def other_verifier(verifier):
 
 
 OTHERS = [
-    ({"passes": 3}, None, "passes: found 2, expected 3"),
+    ({"epochs": 3}, None, "passes: found 2, expected 3"),
     ({"lr": 1e-3}, None, "lr: found 0.0004, expected 0.001"),
     ({"algorithm": "hass"}, None, "algorithm: found eagle3, expected hass"),
     ({"keep_records": "none"}, None, "keep_records: found all, expected none"),

@@ -345,7 +345,8 @@ def test_a_killed_rank_ends_the_job_which_resumes_exactly(torchrun, words, tmp_p
 
 def test_a_job_that_is_told_to_stop_saves_before_torchrun_ends_with_1(torchrun, words, tmp_path):
     """Which says of a stop and of a failure the same: that it was a stop stands in what the processes print."""
-    running = torchrun(two_processes(), "ports.eagle3.train", words("eagle3", tmp_path / "cp", epoch=2000, save_steps=5))
+    line = words("eagle3", tmp_path / "cp", epoch=2000, save_steps=5)
+    running = torchrun(two_processes(), "ports.eagle3.train", line)
     wait_for(tmp_path / "cp" / "step_5" / "training_state" / "manifest.json")
     everyone = family(running.pid)
     os.kill(running.pid, signal.SIGTERM)
