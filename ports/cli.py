@@ -45,7 +45,7 @@ COMMANDS = {
     "records": Entry(
         "ports.generate.__main__:records",
         MAKE,
-        "from dialogues to what a draft is trained on; also: records show, records estimate",
+        "from dialogues to what a draft is trained on; also: records show",
         "--verifier Qwen/Qwen3-0.6B --data answers.jsonl --dataset any --out records",
     ),
     "records show": Entry(
@@ -53,12 +53,6 @@ COMMANDS = {
         MAKE,
         "who is supervised, in colour",
         "--verifier Qwen/Qwen3-0.6B --data answers.jsonl --dataset any",
-    ),
-    "records estimate": Entry(
-        "ports.generate.__main__:estimate",
-        MAKE,
-        "tokens and bytes; nothing is loaded or written",
-        "--verifier Qwen/Qwen3-0.6B --data answers.jsonl --dataset any --out records",
     ),
     "vocabulary": Entry(
         "ports.generate.vocabulary:command",
@@ -78,12 +72,6 @@ COMMANDS = {
         MAKE,
         "train a HASS draft on records",
         "--verifier Qwen/Qwen3-0.6B --draft-config draft.json --data records --out checkpoints",
-    ),
-    "estimate": Entry(
-        "ports.estimate:command",
-        LOOK,
-        "disk and memory that a recipe will take",
-        "--verifier Qwen/Qwen3-0.6B --draft-config draft.json",
     ),
     "check": Entry(
         "ports.check.command:command",

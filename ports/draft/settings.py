@@ -12,7 +12,7 @@ from ports.training.settings import Precision
 
 NEUTRAL = frozenset(
     {"model", "data", "out", "trust_remote_code", "server", "served_model", "max_concurrency", "progress"}
-    | {"copies", "tensor_parallel"}
+    | {"copies", "tensor_parallel", "dry_run"}
 )
 """Settings that change nothing in the draft, or whose content is taken: of a verifier's code and data, digests."""
 
@@ -27,6 +27,7 @@ class DraftSettings(AnswersSettings):
         "all",
         description="none: no hidden states on disk; transformers computes them beside the draft, anew in every pass",
     )
+    dry_run: bool = Field(False, description="say what it takes of disk and memory; nothing is loaded or written")
     held_out: int = Field(16, ge=1, description="dialogues at the end that only measure, a fifth of them at most")
     configpath: str | None = Field(None, description="draft config; default: one layer in the verifier's sizes")
     draft_vocab_size: int | None = Field(

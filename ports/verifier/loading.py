@@ -141,6 +141,12 @@ def verifier_parameters(name_or_path: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def states_bytes(name_or_path: str, item_bytes: int, tokens: int) -> int:
+    """Of the hidden states of all layers that a forward over ``tokens`` gives, ``item_bytes`` a number."""
+    verifier = verifier_config(name_or_path)
+    return item_bytes * (int(verifier.num_hidden_layers) + 1) * int(verifier.hidden_size) * tokens
+
+
 def bare(name: str) -> str:
     """A tensor's or module's name without what a text model stands in."""
     return ".".join(part for part in name.split(".") if part not in OUTER)

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from ports import cli, flags
-from ports.estimate import EstimateSettings
 from ports.spellings import NOW
+from ports.training.settings import CommandSettings
 
 LIBRARIES = "('torch', 'transformers.models', 'speculators', 'datasets')"
 LAZY = f"import sys, ports.cli; ports.cli.main(sys.argv[1:]); print([n for n in {LIBRARIES} if n in sys.modules])"
@@ -42,13 +42,21 @@ def test_every_example_of_the_help_is_a_command_line(name, monkeypatch, capsys):
     assert {word.replace("-", "_") for word in re.findall(r"--([a-z][\w-]*)", said)} & NOW.keys() == set()
 
 
+class Tried(CommandSettings):
+    """A command's."""
+
+    model_path: str
+    configpath: str
+    bs: int = 1
+
+
 @pytest.fixture
 def stand_in(monkeypatch):
     """A command that says what it was given, and what is to be said of it."""
 
     def put(answer):
         given = []
-        command = flags.command(EstimateSettings, lambda settings: given.append(settings) or answer)
+        command = flags.command(Tried, lambda settings: given.append(settings) or answer)
         monkeypatch.setitem(sys.modules, "stand_in", SimpleNamespace(command=command))
         monkeypatch.setitem(cli.COMMANDS, "try out", cli.Entry("stand_in:command", "", "a test", ""))
         return given

@@ -135,10 +135,7 @@ SITUATIONS = [
         for command, name, field in FIFOS
     ),
     ("evaluate", {}, changed("trained_eagle3/config.json", **NO_THETA), ["config.json: config: found ", "be built"]),
-    *(
-        (command, {}, changed("draft_eagle3.json", **NO_THETA), ["draft_eagle3.json: config: found "])
-        for command in ("eagle3", "estimate")
-    ),
+    ("eagle3", {}, changed("draft_eagle3.json", **NO_THETA), ["draft_eagle3.json: config: found "]),
     *(
         (name, {}, changed("verifier/config.json", architectures={"a": 1}), ["verifier: verifier: found ", "architect"])
         for name in ("eagle3", "hass", "arrow")

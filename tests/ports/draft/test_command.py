@@ -261,15 +261,27 @@ def test_what_a_device_must_hold_is_counted_and_what_it_cannot_is_refused(words,
     needed = {name: sum(parts.values()) for name, parts in small.items()}
     for name, size in needed.items():
         others = {other: small[other] for other in small if needed[other] <= size}
-        assert fit.check_memory(others, size)[0].startswith("memory of a device, at least: ")
+        fit.check_memory(others, size)
         with pytest.raises(InputError, match=rf"memory: found .* free, expected at least .* for {name} \(") as refused:
             fit.check_memory(others, size - 1)
         assert str(refused.value).endswith(fit.ADVICE[name])
-    assert "free" not in fit.check_memory(small, None)[0]
+    assert "free" not in fit.told_memory(small, None)[0]
+
+
+def test_a_dry_run_says_what_it_takes_whether_it_fits_or_not_and_writes_nothing(words, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(fit, "free_memory", lambda device: 1000)
-    monkeypatch.setattr(fit, "_asked_apart", lambda made, work: fit.check_memory(fit.memory(made, work), 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    assert main(["--dry-run", *words()]) == 0
+    said = capsys.readouterr().err
+    assert "10 dialogues to train on in 2 passes, 2 held out; at most " in said
+    assert ", of 1e-06 GB that are free\n  answers and records: verifier " in said
+    assert "\n  training: weights, gradients, Adam " in said
     assert main(words()) == 2
-    assert not made.out.exists()
+    assert "out: found 1e-06 GB free" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10**12))
+    assert main(words()) == 2
+    assert "memory: found 1e-06 GB free, expected at least " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 PRECISIONS = [("no", True, "no"), ("bf16", False, "bf16"), ("auto", True, "bf16"), ("auto", False, "no")]
