@@ -74,16 +74,16 @@ def build_objective(config: Eagle3SpeculatorConfig | HassSpeculatorConfig, ttt_s
     return HassObjective(draft, ttt_steps, topk=1) if hass else Eagle3Objective(draft, ttt_steps)
 
 
-def batch_like(objective: Any, rows: int, tokens: int, supervised: int) -> dict[str, Tensor]:
-    """A drawn micro-batch of ``rows`` of ``tokens``, in each of which the first ``supervised`` are in the loss."""
+def drawn_batch(objective: Any, tokens: int, supervised: int) -> dict[str, Tensor]:
+    """A row of ``tokens``, of which the first ``supervised`` are in the loss."""
     size = objective.draft.config.transformer_layer_config.hidden_size
-    ones = torch.ones(rows, tokens, dtype=torch.int64)
+    ones = torch.ones(1, tokens, dtype=torch.int64)
     return {
         "input_ids": torch.zeros_like(ones),
         "attention_mask": ones,
-        "loss_mask": (torch.arange(tokens) < supervised).long().expand(rows, -1),
-        "features": torch.randn(rows, tokens, size * (1 if isinstance(objective, HassObjective) else 3)),
-        "target": torch.randn(rows, tokens, size),
+        "loss_mask": (torch.arange(tokens) < supervised).long()[None],
+        "features": torch.randn(1, tokens, size * (1 if isinstance(objective, HassObjective) else 3)),
+        "target": torch.randn(1, tokens, size),
     }
 
 
@@ -101,7 +101,7 @@ def kept_bytes(objective: Any, tokens: int, rows: int, half: bool = True) -> int
             kept[storage.data_ptr()] = storage.nbytes()
         return value
 
-    batch = batch_like(objective, 1, tokens, rows)
+    batch = drawn_batch(objective, tokens, rows)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), autocast:
         outcome = objective(batch)  # held until all is counted, so that no address is given twice

@@ -136,11 +136,9 @@ class GenerationSettings(CommandSettings):
         """With a number of devices a copy: as asked; with ``total_gpus`` one, as the prototypes' are; else as few as
         hold the verifier."""
         alone = self.total_gpus or self.device or self.algorithm == "ids"
-        devices = self.tensor_parallel or (1 if alone else devices_for(self.model_path, self._dtype()))
+        dtype = geometry_of(self.algorithm, self.model_path, self.aux_layers, self.dtype).dtype
+        devices = self.tensor_parallel or (1 if alone else devices_for(self.model_path, dtype))
         return self.model_copy(update={"tensor_parallel": devices})
-
-    def _dtype(self) -> str:
-        return geometry_of(self.algorithm, self.model_path, self.aux_layers, self.dtype).dtype
 
     def checked_copies(self) -> int:
         """Of the verifier; raises as :func:`ports.generate.copies.copies_of`."""

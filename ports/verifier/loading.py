@@ -227,18 +227,14 @@ def _unexpected(model: Any, names: Iterable[str]) -> list[str]:
     first = getattr(config, "num_hidden_layers", 0)
     further = range(first, first + (getattr(config, "num_nextn_predict_layers", None) or 0))
     known = {bare(name).partition(".")[0] for name, _ in model.named_parameters()}
+    text_part = str(model.config.model_type).endswith("_text")  # of something that sees or hears
     kept = []
     for name in names:
         number = NUMBERED.search(name)
-        of_others = bare(name).partition(".")[0] not in known and _is_part(model)
+        of_others = text_part and bare(name).partition(".")[0] not in known
         if not (IGNORED.search(name) or (number and int(number[1]) in further) or of_others):
             kept.append(name)
     return kept
-
-
-def _is_part(model: Any) -> bool:
-    """Is the model the text part of something that sees or hears? Its config has another model type then."""
-    return bool(str(model.config.model_type).endswith("_text"))
 
 
 def _is_norm(module: nn.Module) -> bool:
