@@ -24,7 +24,7 @@ from ports.files import gigabytes
 from ports.generate.chat import Encoded, Encoder, LossMask
 from ports.generate.conversations import load_conversations
 from ports.generate.families import load_family
-from ports.spellings import HIDDEN
+from ports.spellings import NOW
 from ports.training.settings import Eagle3Settings, TrainingSettings
 from ports.verifier.interfaces import KNOWN
 
@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def flags() -> str:
     """Every flag of the trainers, its default and what it is for."""
     lines = ["| flag | default | |", "| --- | --- | --- |"]
-    shown = {name: field for name, field in Eagle3Settings.model_fields.items() if name not in HIDDEN}
+    shown = {name: field for name, field in Eagle3Settings.model_fields.items() if NOW.get(name, name)}
     return "\n".join([*lines, *(_flag(name, field) for name, field in shown.items())])
 
 

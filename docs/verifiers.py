@@ -31,6 +31,7 @@ from ports.evaluate.decode import Limits, decode
 from ports.evaluate.measure import measure
 from ports.evaluate.verifier import TargetModel
 from ports.generate.__main__ import main as generate
+from ports.generate.vocabulary import VocabularySettings, write_vocabulary
 from ports.training.derived import derived_config
 from ports.training.records import list_records
 from ports.training.settings import Eagle3Settings
@@ -89,10 +90,9 @@ class Way:
         (self.folder / "dialogues.json").write_text(json.dumps([{"conversations": each} for each in turns]))
         data = {"data_path": self.folder / "dialogues.json", "dataset": "sharegpt", "max_length": 128}
         _run(generate, [], outdir=self.folder / "records", **model, **data)
-        size = {"draft_vocab_size": DRAFT_VOCAB_SIZE}
-        places = {"tmpdir": self.folder / "records", "output": self.folder, "basepath": self.verifier}
-        _run(generate, ["vocabulary"], **places, **size)
-        draft = derived_config(verifier_config(self.verifier)) | size
+        places = {"tmpdir": self.folder / "records", "output": self.folder, "basepath": str(self.verifier)}
+        write_vocabulary(VocabularySettings(**places, draft_vocab_size=DRAFT_VOCAB_SIZE))
+        draft = derived_config(verifier_config(self.verifier)) | {"draft_vocab_size": DRAFT_VOCAB_SIZE}
         (self.folder / "draft.json").write_text(json.dumps(draft))
 
     def prepare(self) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "ways.md"
 WAYS = {
-    "A pair, through `parity run`": ("parity.cli", ("parity.",), ("parity.prototypes", "parity.scaffold")),
+    "A pair, through `parity run`": ("parity.cli", ("parity.",), ("parity.prototypes",)),
     "A dialogue, through `speculator draft`": ("ports.draft.command", ("ports.",), ("ports.cli",)),
 }
 """What begins a way, what belongs to it, and what stands beside it."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from parity.side import Side, trace_side
     from parity.step import Clip
     from parity.study import KnownDifference, edit_module, in_context, keep_from_build, replace_functions
-    from parity.suggest import Suggestion, suggest_names
+    from parity.suggest import suggest_names
     from parity.tolerances import Kind, Tolerance
     from parity.trace import Trace, read_trace, write_trace
     from parity.verdict import Finding
@@ -44,7 +44,7 @@ PLACES = {
     "side": ("Side", "trace_side"),
     "step": ("Clip",),
     "study": ("KnownDifference", "keep_from_build", "edit_module", "replace_functions", "in_context"),
-    "suggest": ("Suggestion", "suggest_names"),
+    "suggest": ("suggest_names",),
     "allowed": ("moved",),
     "tolerances": ("Kind", "Tolerance"),
     "trace": ("Trace", "read_trace", "write_trace"),
@@ -53,7 +53,7 @@ PLACES = {
 HOME = {name: place for place, names in PLACES.items() for name in names}
 
 __all__ = ["Case", "CommandSide", "Draw", "EngineSide", "FolderSide", "KnownDifference", "Pair", "Side", "View", "tap"]
-__all__ += ["Clip", "Fused", "Kind", "NameMap", "Replicated", "Suggestion", "Tolerance", "suggest_names", "transposed"]
+__all__ += ["Clip", "Fused", "Kind", "NameMap", "Replicated", "Tolerance", "suggest_names", "transposed"]
 __all__ += ["CHECKS", "Options", "compare_sides", "compare_traces", "moved", "run_pair"]
 __all__ += ["Fault", "edit_module", "in_context", "keep_from_build", "replace_functions", "unrolled"]
 __all__ += ["Finding", "KitReport", "ParityError", "Trace", "read_trace", "trace_side", "write_trace"]

@@ -1,4 +1,4 @@
-"""``parity run``, ``record``, ``trace``, ``compare``, ``new`` and ``doctor``."""
+"""``parity run``, ``record``, ``trace``, ``compare`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from parity.pair import SHIPPED, Options, Pair, find_pair, matches
 from parity.power import run_with_power
 from parity.report import print_report, stdout_console
 from parity.run import KitReport, join_reports, leaves_out, run_pair
-from parity.scaffold import new_pair, new_port
 from parity.side import AnySide
 from parity.tolerances import read_tolerances
 from parity.trace import GROUPS, write_trace
@@ -129,26 +128,6 @@ def compare(
     own = read_tolerances(tolerances) if tolerances else None
     result = compare_folders(original, port, read_names(names) if names else None, own, chosen)
     _show(result, report, json, stdout_console())
-
-
-@app.command()
-def new(
-    name: Annotated[str, typer.Argument(help="of the algorithm and its package, in lower case")],
-    output: Annotated[Path, typer.Option(help="folder that the package or pair is written into")] = Path(),
-    port: Annotated[str, typer.Option(help="a port that exists, package.module:CLASS or FILE.py:CLASS")] = "",
-    original: Annotated[str, typer.Option(help="its original's class, likewise")] = "",
-) -> None:
-    """Lay out a port and its suite, a test a check in the order of work; or, for a port that exists, a pair."""
-    if port or original:
-        if not (port and original):
-            raise InputError(
-                "command line", "--port" if original else "--original", "nothing", "both of a pair's classes"
-            )
-        file = new_pair(name, port, original, output)
-        typer.echo(f"{file}: fill in BATCHES, then parity run {file}:PAIR; docs/existing.md walks the whole way")
-        return
-    folder = new_port(name, output)
-    typer.echo(f"{folder}: run pytest -x {folder}, check by check; docs/porting.md walks the whole way")
 
 
 @app.command()

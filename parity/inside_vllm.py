@@ -209,7 +209,8 @@ def traced(request: Mapping[str, Any]) -> Trace:
     trace.calls = tuple(watcher.order)
     rows = [watcher.whole(*one) for one in wanted.items()]
     trace.tensors |= {name: padded([one[name] for one in rows]) for name in rows[0]}
-    likely = [token_logprobs(one.prompt_logprobs[1:], one.prompt_token_ids[1:]) for one in prompts]
+    told = [zip(one.prompt_logprobs[1:], one.prompt_token_ids[1:]) for one in prompts]
+    likely = [torch.tensor([place[token].logprob for place, token in each]) for each in told]  # nats, [tokens]
     trace.tensors[f"mb0.tap.{LIKELY}#0"] = padded(likely)
     if greedy:
         trace.tensors[ANSWER] = torch.tensor([list(one.outputs[0].token_ids) for one in greedy])
@@ -242,11 +243,6 @@ def finished(llm: Any, prompts: Sequence[Sequence[int]], answer: int, first: int
         done.update({one.request_id.partition("-")[0]: one for one in engine.step() if one.finished})
     found = [done[str(number)] for number in range(len(prompts))]
     return found[:first], found[first:]
-
-
-def token_logprobs(places: Sequence[Mapping[int, Any]], tokens: Sequence[int]) -> Tensor:
-    """The log-probability in nats that vLLM tells of each token, [tokens]."""
-    return torch.tensor([place[token].logprob for place, token in zip(places, tokens)])
 
 
 def main(request: str, trace: str) -> None:

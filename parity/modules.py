@@ -91,7 +91,7 @@ def remade(alive: Rerunnable, given: Given, names: NameMap, wide: torch.dtype | 
         module = fresh_module(side, case.weights)
         batch = case.batches[0]
         if wide is not None:
-            module, batch = module.to(wide), with_tensors(batch, lambda value: _widened(value, wide))
+            module, batch = module.to(wide), with_tensors(batch, lambda v: v.to(wide) if v.is_floating_point() else v)
         trace = Trace(side.name, case.name, dtype_of(module))
         side.seed(case.seed)
         with (
@@ -103,10 +103,6 @@ def remade(alive: Rerunnable, given: Given, names: NameMap, wide: torch.dtype | 
             side.loss(module, batch)
         seen.keep(trace)
     return trace
-
-
-def _widened(value: Tensor, wide: torch.dtype) -> Tensor:
-    return value.to(wide) if value.is_floating_point() else value
 
 
 @contextmanager

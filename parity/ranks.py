@@ -136,13 +136,13 @@ def _rank(rank: int, ranks: int, folder: Path, queue: Any, work: Callable[[], An
         dist.barrier()
         dist.destroy_process_group()
     except Exception as error:
-        own = error if isinstance(error, InputError) else RankError(f"rank {rank}: {_described(error)}")
+        own = (
+            error
+            if isinstance(error, InputError)
+            else RankError(f"rank {rank}: {type(error).__name__}: {str(error)[:200]} at {place_of(error)}")
+        )
         queue.put((rank, own))
         raise
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error)[:200]} at {place_of(error)}"
 
 
 def wrapped(module: nn.Module, wrap: Wrap) -> nn.Module:

@@ -45,7 +45,7 @@ COMMANDS = {
     "records": Entry(
         "ports.generate.__main__:records",
         MAKE,
-        "from dialogues to what a draft is trained on; also: records show, records estimate",
+        "from dialogues to what a draft is trained on; also: records show",
         "--verifier Qwen/Qwen3-0.6B --data answers.jsonl --dataset any --out records",
     ),
     "records show": Entry(
@@ -53,12 +53,6 @@ COMMANDS = {
         MAKE,
         "who is supervised, in colour",
         "--verifier Qwen/Qwen3-0.6B --data answers.jsonl --dataset any",
-    ),
-    "records estimate": Entry(
-        "ports.generate.__main__:estimate",
-        MAKE,
-        "tokens and bytes; nothing is loaded or written",
-        "--verifier Qwen/Qwen3-0.6B --data answers.jsonl --dataset any --out records",
     ),
     "vocabulary": Entry(
         "ports.generate.vocabulary:command",
@@ -78,12 +72,6 @@ COMMANDS = {
         MAKE,
         "train a HASS draft on records",
         "--verifier Qwen/Qwen3-0.6B --draft-config draft.json --data records --out checkpoints",
-    ),
-    "estimate": Entry(
-        "ports.estimate:command",
-        LOOK,
-        "disk and memory that a recipe will take",
-        "--verifier Qwen/Qwen3-0.6B --draft-config draft.json",
     ),
     "check": Entry(
         "ports.check.command:command",
@@ -174,14 +162,14 @@ class Group(TyperGroup):
     @property
     def every_flag(self) -> set[str]:
         """Of all commands; a YAML file may serve several."""
-        return {str(each.name) for name in COMMANDS for each in load(name).params}
+        return {each for name in COMMANDS for each in load(name).names}
 
     def takers(self, flag: str) -> list[str]:
         """The commands that have a flag of that name, of those whose libraries are installed."""
         found = []
         for name in COMMANDS:
             with suppress(InputError):
-                found += [name] * (flag in {each.name for each in load(name).params})
+                found += [name] * (flag in load(name).names)
         return found
 
 

@@ -1,35 +1,25 @@
-"""What a recipe will take, before anything is downloaded: ``speculator estimate ...``.
+"""What training will take of a device's memory, before anything is loaded.
 
-Bytes on disk and of weights and optimizer are counted, activations measured: the draft is built without its weights
+Bytes of weights and optimizer are counted, activations measured: the draft is built without its weights
 and run at two short lengths on the CPU. What autograd keeps for the backward grows linearly with the number of tokens,
 since no tensor of the fast paths is quadratic in it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from speculators.models.eagle3 import Eagle3DraftModel, Eagle3SpeculatorConfig
 from torch import Tensor
 
-from ports import flags
-from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.eagle3.model import thaw_head
 from ports.eagle3.objective import Eagle3Objective
-from ports.files import gigabytes
-from ports.generate.records import geometry_of
 from ports.hass.config import HassSpeculatorConfig
-from ports.hass.config import load_draft_config as hass_config
 from ports.hass.model import HassDraftModel
 from ports.hass.objective import HassObjective
 from ports.training.alignment import Alignment
 from ports.training.attention import attention_name
-from ports.training.settings import CommandSettings
-from ports.verifier.config import verifier_config
-from ports.verifier.loading import verifier_parameters
 
 PROBES = (16, 48)
 """Tokens of the two measured batches."""
@@ -39,76 +29,6 @@ FLOAT = 4
 
 COPIES = 4
 """Of a trained parameter: itself, its gradient and two moments."""
-
-
-class EstimateSettings(CommandSettings):
-    """What a recipe will take; only config.json is needed of the verifier."""
-
-    algorithm: Literal["eagle3", "hass"] = Field("eagle3", description="which draft")
-    model_path: str = Field(description="verifier: directory with config.json, or hub id")
-    configpath: str = Field(description="draft: prototype JSON or Speculators config")
-    gpus: int = Field(1, ge=1, description="training processes")
-    bs: int = Field(1, ge=1, description="samples per micro-batch and process")
-    max_len: int = Field(8192, ge=1, description="tokens of the longest sample")
-    forward_num_total: int = Field(3, ge=1, description="TTT steps")
-    supervised: float = Field(0.6, gt=0, le=1, description="share of the tokens in the loss")
-    samples: int = Field(68000, ge=0, description="dialogues, less one")
-    tokens: int = Field(1000, ge=1, description="of a dialogue in the mean; speculator records estimate counts them")
-    batch_tokens: int = Field(16384, ge=1, description="tokens of one forward in generation")
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Bytes.
-
-    ``records`` on disk; a generating process's ``verifier`` and ``states``; ``training``, a device's by what holds
-    them: without the kernels' workspace and the allocator's gaps.
-    """
-
-    records: int
-    verifier: int
-    states: int
-    training: dict[str, int]
-
-    @property
-    def training_total(self) -> int:
-        """Of a training device."""
-        return sum(self.training.values())
-
-    def lines(self) -> list[str]:
-        """For the terminal."""
-        listed = ", ".join(f"{name} {gigabytes(size)}" for name, size in self.training.items() if size)
-        return [
-            f"records: {gigabytes(self.records)} on disk",
-            f"generation, per process: verifier {gigabytes(self.verifier)}, hidden states {gigabytes(self.states)}",
-            f"training, per device: {gigabytes(self.training_total)} ({listed})",
-            f"training --online, per device: {gigabytes(self.training_total + self.verifier)}",
-        ]
-
-
-def estimate(settings: EstimateSettings) -> Estimate:
-    """Compute it all; measuring activations of an 8B verifier's draft takes half a minute.
-
-    Raises:
-        InputError: configs that cannot be read or do not fit.
-    """
-    shape = geometry_of(settings.algorithm, settings.model_path)
-    load = eagle3_config if settings.algorithm == "eagle3" else hass_config
-    config = load(settings.configpath, settings.model_path, settings.forward_num_total)
-    return Estimate(
-        records=(settings.samples + 1) * shape.bytes_of(settings.tokens),
-        verifier=shape.item_bytes * verifier_parameters(settings.model_path),
-        states=states_bytes(settings.model_path, shape.item_bytes, settings.batch_tokens),
-        training=training_memory(
-            config, settings.forward_num_total, settings.bs * settings.max_len, settings.supervised, settings.gpus
-        ),
-    )
-
-
-def states_bytes(name_or_path: str, item_bytes: int, tokens: int) -> int:
-    """Of the hidden states of all layers that a forward over ``tokens`` gives, ``item_bytes`` a number."""
-    verifier = verifier_config(name_or_path)
-    return item_bytes * (int(verifier.num_hidden_layers) + 1) * int(verifier.hidden_size) * tokens
 
 
 def training_memory(
@@ -154,16 +74,16 @@ def build_objective(config: Eagle3SpeculatorConfig | HassSpeculatorConfig, ttt_s
     return HassObjective(draft, ttt_steps, topk=1) if hass else Eagle3Objective(draft, ttt_steps)
 
 
-def batch_like(objective: Any, rows: int, tokens: int, supervised: int) -> dict[str, Tensor]:
-    """A drawn micro-batch of ``rows`` of ``tokens``, in each of which the first ``supervised`` are in the loss."""
+def drawn_batch(objective: Any, tokens: int, supervised: int) -> dict[str, Tensor]:
+    """A row of ``tokens``, of which the first ``supervised`` are in the loss."""
     size = objective.draft.config.transformer_layer_config.hidden_size
-    ones = torch.ones(rows, tokens, dtype=torch.int64)
+    ones = torch.ones(1, tokens, dtype=torch.int64)
     return {
         "input_ids": torch.zeros_like(ones),
         "attention_mask": ones,
-        "loss_mask": (torch.arange(tokens) < supervised).long().expand(rows, -1),
-        "features": torch.randn(rows, tokens, size * (1 if isinstance(objective, HassObjective) else 3)),
-        "target": torch.randn(rows, tokens, size),
+        "loss_mask": (torch.arange(tokens) < supervised).long()[None],
+        "features": torch.randn(1, tokens, size * (1 if isinstance(objective, HassObjective) else 3)),
+        "target": torch.randn(1, tokens, size),
     }
 
 
@@ -181,12 +101,9 @@ def kept_bytes(objective: Any, tokens: int, rows: int, half: bool = True) -> int
             kept[storage.data_ptr()] = storage.nbytes()
         return value
 
-    batch = batch_like(objective, 1, tokens, rows)
+    batch = drawn_batch(objective, tokens, rows)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=half)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value), autocast:
         outcome = objective(batch)  # held until all is counted, so that no address is given twice
     del outcome
     return sum(kept.values())
-
-
-command = flags.command(EstimateSettings, lambda settings: print("\n".join(estimate(settings).lines())))

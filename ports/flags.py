@@ -26,9 +26,12 @@ from ports.commands import exit_code, printable
 from ports.errors import InputError
 from ports.files import read_yaml
 from ports.progress import Work, hide
-from ports.spellings import ELSEWHERE, FIXED, HIDDEN, NOW, PREFIX, respelled, tell
+from ports.spellings import NOW
 
 UsageError: Any = typer.BadParameter.__base__
+PREFIX = "SPECULATOR_"
+"""Of the environment's names."""
+
 KINDS = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
 """What a reader of the help sees."""
 
@@ -38,18 +41,28 @@ S = TypeVar("S", bound=BaseModel)
 
 
 class Command(TyperCommand):
-    """A command line that knows the prototypes' words; parsed, it gives what is to be run, without arguments."""
+    """Parsed, it gives what is to be run, without arguments. A program of its own takes the prototypes' words."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Below ``speculator`` without those that are the prototypes' alone."""
+        every: list[Any] = super().get_params(ctx)
+        return [each for each in every if ctx.parent is None or not each.hidden]
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Of the words, respelled; the prototypes' are told under ``speculator``, and taken as they are elsewhere."""
-        known = {str(parameter.name) for parameter in self.params}
-        words = respelled(args, known, ctx.parent is None or ctx.resilient_parsing)
+        """Of the words, respelled."""
+        words = [_respelled(word, ctx.parent is None) for word in args]
         try:
             return super().parse_args(ctx, list(words))
         except UsageError as error:
             error.ctx = ctx  # not every one has it, and what is wanted is said by its flags
             error.unknown = self._unknown(ctx, words) if hasattr(error, "possibilities") else []
             raise
+
+    @property
+    def names(self) -> set[str]:
+        """Of the flags and arguments that it has below ``speculator``."""
+        every: list[Any] = self.params
+        return {str(each.name) for each in every if not each.hidden}
 
     def _unknown(self, ctx: Any, words: list[str]) -> list[str]:
         """All flags of a command line that are none; a parser stops at the first."""
@@ -63,6 +76,16 @@ class Command(TyperCommand):
                 found[error.option_name] = None
                 words = [word for word in words if word.partition("=")[0] != error.option_name]
         return [*found]
+
+
+def _respelled(word: str, theirs: bool) -> str:
+    """A word of a command line, a flag with hyphens; with our name for a prototype's where these are understood."""
+    flag, equals, value = word.partition("=")
+    if not flag.startswith("--"):
+        return word
+    name = flag[2:].replace("-", "_")
+    ours = NOW.get(name) if theirs else None
+    return f"--{(ours or name).replace('_', '-')}{equals}{value}"
 
 
 def command(settings: type[S], run: Callable[[S], Any]) -> Command:
@@ -125,7 +148,7 @@ def _parameter(name: str, field: FieldInfo, panel: str | None) -> inspect.Parame
         metavar=None if kind is bool else "|".join(choices) or KINDS.get(kind, "TEXT"),
         autocompletion=(lambda: choices) if choices else None,
         rich_help_panel=panel,
-        hidden=name in HIDDEN,
+        hidden=NOW.get(name, name) is None,
         show_default=default not in (None, []),
     )
     if not field.is_required() and not isinstance(default, (bool, list, type(None))):
@@ -172,13 +195,11 @@ def _read_config(context: typer.Context, file: Path | None) -> Path | None:
     if file is None or context.resilient_parsing:
         return file
     mine: Any = context.command
-    flags, root = {str(each.name): each for each in mine.params if each.name != "config"}, context.find_root().command
+    flags = {str(each.name): each for each in mine.get_params(context) if each.name != "config"}
+    root = context.find_root().command
     values = {}
     for key, value in read_yaml(file, "--config", "a mapping of settings").items():
         name = key.replace("-", "_")
-        if name not in flags and name in NOW:
-            name = NOW[name]
-            tell(f"{file}: {key} is {name} now")
         if name in flags:
             values[name] = [value] if flags[name].multiple and isinstance(value, str) else value
         elif name not in getattr(root, "every_flag", ()):
@@ -266,8 +287,8 @@ def _without_markup(error: Any) -> tuple[str, str]:
 
 
 def _expected(error: Any, name: str) -> str:
-    """What a flag that is there is for, our word for what other programs call a thing, or where to look."""
-    flags = {flag: each for each in error.ctx.command.params for flag in each.opts} if error.ctx else {}
+    """What a flag that is there is for, our word for a prototype's, or where to look."""
+    flags = {flag: each for each in error.ctx.command.get_params(error.ctx) for flag in each.opts} if error.ctx else {}
     said = getattr(flags.get(name), "help", None)
     return said or (_advice(error.ctx, name, flags) if hasattr(error, "possibilities") else "") or "what --help lists"
 
@@ -275,14 +296,14 @@ def _expected(error: Any, name: str) -> str:
 def _advice(context: Any, flag: str, flags: Collection[str]) -> str:
     """On an unknown flag: what it is called here, which commands take it, or what it resembles."""
     word = flag[2:].replace("-", "_")
-    word = ELSEWHERE.get(word, word)
+    word = NOW.get(word) or word
     ours = f"--{word.replace('_', '-')}"
     if ours in flags:
         return ours
     root = context.find_root().command
     takers = ", ".join(root.takers(word)) if hasattr(root, "takers") else ""
     if takers:
-        return f"{ours} in {takers} alone" + (f" ({FIXED[word]})" if word in FIXED else "")
+        return f"{ours} in {takers} alone"
     return " or ".join(get_close_matches(flag, flags, cutoff=0.8))
 
 

@@ -21,7 +21,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ports.eagle3 import train as eagle3
-from ports.estimate import EstimateSettings
 from ports.flags import parse
 from ports.generate.__main__ import ShowSettings
 from ports.generate.run import GenerationSettings
@@ -146,19 +145,19 @@ def _damage(file, draw, root):
 
 def draft_configs(place, draw):
     """The prototypes' JSON, or a Speculators config."""
-    command = draw.choice(("eagle3", "hass", "estimate", "native eagle3", "native hass"))
+    command = draw.choice(("eagle3", "hass", "native eagle3", "native hass"))
     native, _, algorithm = command.rpartition(" ")
     if native:
         _damage(place.root / f"trained_{algorithm}" / "config.json", draw, place.root)
         return Input(algorithm, {"configpath": place.root / f"trained_{algorithm}"})
-    _damage(place.root / f"draft_{algorithm.replace('estimate', 'eagle3')}.json", draw, place.root)
+    _damage(place.root / f"draft_{algorithm}.json", draw, place.root)
     return Input(algorithm)
 
 
 def verifiers(place, draw):
     """Any file of a verifier, under any command."""
     _damage(draw.choice(sorted(place.verifier.iterdir())), draw, place.root)
-    return Input(draw.choice(("eagle3", "hass", "online", "arrow", "generate", "vocabulary", "evaluate", "estimate")))
+    return Input(draw.choice(("eagle3", "hass", "online", "arrow", "generate", "vocabulary", "evaluate")))
 
 
 def resumes(place, draw):
@@ -280,8 +279,7 @@ ANYWHERE = ("/nowhere", "/proc/nowhere")
 """Output may go to what a word names: to a place that even root cannot make."""
 
 SETTINGS = {"generate": GenerationSettings, "show": ShowSettings, "vocabulary": VocabularySettings}
-SETTINGS |= {"estimate": EstimateSettings}
-FLAGGED = ("eagle3", "hass", "online", "arrow", "generate", "show", "vocabulary", "evaluate", "serving", "estimate")
+FLAGGED = ("eagle3", "hass", "online", "arrow", "generate", "show", "vocabulary", "evaluate", "serving")
 
 
 def flags(place, draw):

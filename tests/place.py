@@ -106,15 +106,15 @@ class Place:
         return {**values, "chat_template": "plain", "no-progress": True}
 
     def _answers(self):
-        files = {"model": self.verifier, "data": self.share, "out": self.out / "answers.jsonl"}
+        files = {"verifier": self.verifier, "data": self.share, "out": self.out / "answers.jsonl"}
         return {**files, "engine": "transformers", "max_new_tokens": 4, "no-progress": True}
 
     def _show(self):
-        return {"": "show", **self._generate(), "outdir": None}
+        return {**self._generate(), "outdir": None}
 
     def _vocabulary(self):
-        values = {"tmpdir": self.root / "eagle3", "basepath": self.verifier, "output": self.out}
-        return {"": "vocabulary", **values, "draft_vocab_size": DRAFT_VOCAB_SIZE}
+        files = {"tmpdir": self.root / "eagle3", "basepath": self.verifier, "out": self.out}
+        return {**files, "draft_vocab_size": DRAFT_VOCAB_SIZE}
 
     def _evaluate(self):
         files = {"": self.root / "trained_eagle3", "prompts": self.prompts, "json": self.root / "result.json"}
@@ -123,15 +123,13 @@ class Place:
     def _serving(self):
         return {"": self.root / "trained_hass", "verifier": self.verifier}
 
-    def _estimate(self):
-        return {"model_path": self.verifier, "configpath": self.root / "draft_eagle3.json", "max_len": 64}
-
 
 MAINS = {
     **dict.fromkeys(("eagle3", "arrow"), eagle3.main),
     **dict.fromkeys(("hass", "online"), hass.main),
-    **dict.fromkeys(("generate", "show", "vocabulary"), generate.main),
-    **{name: main_of(name) for name in ("answers", "estimate", "evaluate")},
+    "generate": generate.main,
+    "show": main_of("records show"),
+    **{name: main_of(name) for name in ("answers", "evaluate", "vocabulary")},
     "serving": main_of("serve"),
 }
 
@@ -175,7 +173,7 @@ def build(root):
     _write_texts(place)
     for algorithm in ("eagle3", "hass"):
         _well(place.run("generate", algorithm=algorithm, outdir=root / algorithm, dtype="float32"))
-    _well(place.run("vocabulary", output=root))
+    _well(place.run("vocabulary", out=root))
     _write_arrow(place)
     for algorithm, last in (("eagle3", "model0"), ("hass", "state_0")):
         _well(place.run(algorithm))

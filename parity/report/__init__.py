@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from parity.report.page import render_html, write_html
+from parity.report.page import write_html
 from parity.report.summary import write_json
 from parity.report.terminal import UNCUT, print_report, stdout_console
 
-__all__ = ["UNCUT", "print_report", "render_html", "stdout_console", "write_html", "write_json"]
+__all__ = ["UNCUT", "print_report", "stdout_console", "write_html", "write_json"]

@@ -30,7 +30,6 @@ from ports.evaluate.intervals import from_json
 from ports.evaluate.measure import acceptance_panel
 from ports.evaluate.plot import Panel, draw
 from ports.files import read_json
-from ports.spellings import public_name
 from ports.training.checkpoint import CONFIG, write_file
 from ports.training.records import GENERATION
 from ports.verifier.config import hub_id
@@ -122,7 +121,7 @@ def flags_of(settings: DraftSettings) -> dict[str, Any]:
     """Those of ``speculator draft`` that were not left as they are."""
     fields = {name: each for name, each in DraftSettings.model_fields.items() if name not in NEUTRAL}
     changed = {name: getattr(settings, name) for name in fields if getattr(settings, name) != fields[name].default}
-    return {public_name(name).replace("_", "-"): value for name, value in changed.items()}
+    return {str(fields[name].alias).replace("_", "-"): value for name, value in changed.items()}
 
 
 def curves(checkpoints: Path) -> list[Panel]:

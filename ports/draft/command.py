@@ -31,8 +31,9 @@ from ports.verifier.interfaces import serving_of
 
 
 def make(settings: DraftSettings) -> int:
-    """Everything that is not done yet; 1 if a check fails or drafting changed a token beyond rounding, or how a phase
-    ended, else 0.
+    """Everything that is not done yet, or of a dry run what it takes.
+
+    The exit code is 1 if a check fails or drafting changed a token beyond rounding, or how a phase ended, else 0.
 
     Raises:
         InputError: what is wrong with model, data or flags; or ``out`` holds a run that was made from something else.
@@ -40,12 +41,16 @@ def make(settings: DraftSettings) -> int:
     if (launched := os.environ.get("WORLD_SIZE", "1")) != "1":
         expected = "1, which launches its training itself: --num-processes; on several machines, phase by phase"
         raise InputError("launcher", "processes", launched, expected)
-    check_output(settings.out, "out")
+    if not settings.dry_run:
+        check_output(settings.out, "out")
     check_outside(settings.out, "out", settings.data, "data")
     plan = Plan(settings)
     if (served := serving_of(settings.algorithm, settings.model)).serves is not True:
         say(f"warning: {served.why}")
     try:
+        if settings.dry_run:
+            say("\n".join(fit(plan)))
+            return 0
         measured = (settings.out / "evaluation.json").exists() and not settings.restart
         _go_through(plan, [] if measured else fit(plan))
     except PhaseError as error:

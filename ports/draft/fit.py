@@ -12,7 +12,7 @@ from ports.draft.phases import BATCH_TOKENS
 from ports.draft.plan import Plan
 from ports.draft.processes import run_subprocess
 from ports.errors import InputError
-from ports.estimate import COPIES, FLOAT, build_objective, states_bytes, training_memory
+from ports.estimate import COPIES, FLOAT, build_objective, training_memory
 from ports.files import check_output, gigabytes
 from ports.generate.answers import Asking, rounds_of
 from ports.generate.conversations import Message
@@ -21,7 +21,7 @@ from ports.generate.families import load_family
 from ports.generate.records import HEADER_BYTES, geometry_of
 from ports.generate.run import bytes_in
 from ports.numerics import best_device, free_memory
-from ports.verifier.loading import check_verifier, verifier_parameters
+from ports.verifier.loading import check_verifier, states_bytes, verifier_parameters
 from ports.verifier.tokenizer import open_tokenizer
 
 SUPERVISED = 0.6
@@ -98,8 +98,8 @@ def memory(plan: Plan, asked: Work) -> dict[str, dict[str, int]]:
     }
 
 
-def check_memory(needed: dict[str, dict[str, int]], free: int | None, devices: int = 1) -> list[str]:
-    """What the phases take, in a line.
+def check_memory(needed: dict[str, dict[str, int]], free: int | None, devices: int = 1) -> None:
+    """Look whether the phases fit.
 
     Raises:
         InputError: more than the ``free`` bytes of a device, where those are known; ``devices`` may share a verifier.
@@ -107,12 +107,23 @@ def check_memory(needed: dict[str, dict[str, int]], free: int | None, devices: i
     for name, parts in needed.items():
         room = None if free is None else free * (devices if "verifier" in parts else 1)
         if room is not None and sum(parts.values()) > room:
-            listed = ", ".join(f"{part} {gigabytes(size)}" for part, size in parts.items())
-            expected = f"at least {gigabytes(sum(parts.values()))} for {name} ({listed}): {ADVICE[name]}"
+            expected = f"at least {gigabytes(sum(parts.values()))} for {name} ({listed(parts)}): {ADVICE[name]}"
             raise InputError(best_device().type, "memory", f"{gigabytes(room)} free", expected)
-    listed = ", ".join(f"{name} {gigabytes(sum(parts.values()))}" for name, parts in needed.items())
+
+
+def listed(parts: dict[str, int]) -> str:
+    """What holds how much."""
+    return ", ".join(f"{part} {gigabytes(size)}" for part, size in parts.items())
+
+
+def told_memory(needed: dict[str, dict[str, int]], free: int | None) -> list[str]:
+    """What the phases take, in lines."""
     found = "" if free is None else f", of {gigabytes(free)} that are free"
-    return [f"memory of a device, at least: {listed}{found}"]
+    phases = listed({name: sum(parts.values()) for name, parts in needed.items()})
+    return [
+        f"memory of a device, at least: {phases}{found}",
+        *(f"  {name}: {listed(parts)}" for name, parts in needed.items()),
+    ]
 
 
 def fit(plan: Plan) -> list[str]:
@@ -133,7 +144,8 @@ def fit(plan: Plan) -> list[str]:
     kept += plan.dtype.itemsize * (embedding * (checkpoints + 1) + trained)
     disk = shape.bytes_of(asked.tokens) + plan.seen * HEADER_BYTES + kept
     advice = f" ({gigabytes(kept)} of them checkpoints): fewer --samples, or another disk"
-    check_output(plan.out, "out", disk - bytes_in(plan.out), advice)
+    if not settings.dry_run:
+        check_output(plan.out, "out", disk - bytes_in(plan.out), advice)
     check_verifier(settings.model)
     without = ", no hidden states on it" if plan.recorded == "ids" else ""
     return [
@@ -145,11 +157,14 @@ def fit(plan: Plan) -> list[str]:
 
 
 def _asked_apart(plan: Plan, asked: Work) -> list[str]:
-    """:func:`check_memory`, by a process that takes what it holds of the device with it: the phases need all of it."""
+    """Of memory, by a process that takes what it holds of the device with it: the phases need all of it."""
     told: SimpleQueue[list[str]] = multiprocessing.get_context("spawn").SimpleQueue()
     run_subprocess("draft", partial(_tell_memory, told, plan, asked))
     return told.get()
 
 
 def _tell_memory(told: SimpleQueue[list[str]], plan: Plan, asked: Work) -> None:
-    told.put(check_memory(memory(plan, asked), free_memory(best_device()), plan.tensor_parallel))
+    needed, free = memory(plan, asked), free_memory(best_device())
+    if not plan.settings.dry_run:
+        check_memory(needed, free, plan.tensor_parallel)
+    told.put(told_memory(needed, free))

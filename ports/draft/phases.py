@@ -20,11 +20,11 @@ from ports.generate.answers import AnswersSettings, rounds_of
 from ports.generate.records import write_manifest
 from ports.generate.run import say
 from ports.generate.vocabulary import VocabularySettings, write_vocabulary
-from ports.spellings import public_name
 from ports.training.alignment import Alignment
 from ports.training.checkpoint import BEST, write_directory
 from ports.training.records import list_records
 from ports.training.saving import write_published
+from ports.training.settings import public_name
 
 LOG = "log.txt"
 """What libraries say."""
@@ -80,13 +80,13 @@ def _divide(plan: Plan) -> None:
 
 
 def _answer(plan: Plan) -> None:
-    own = {"data", "out", "samples", "progress", "trust_remote_code", "restart", "api_key"}
+    own = {"model", "data", "out", "samples", "progress", "trust_remote_code", "restart", "api_key"}
     shared = AnswersSettings.model_fields.keys() - own
     if plan.settings.api_key:  # no command line shows it
         os.environ[API_KEY] = plan.settings.api_key.get_secret_value()
     values = {name: getattr(plan.settings, name) for name in shared}
     files = {"data": plan.out / "data/train.jsonl", "out": plan.out / "answers/answers.jsonl"}
-    _command(plan, "answers", **values, **files)
+    _command(plan, "answers", verifier=plan.settings.model, **values, **files)
 
 
 def _record(plan: Plan) -> None:

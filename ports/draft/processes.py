@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import resource_tracker
@@ -14,13 +16,18 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from ports import cli, torchrun
+import psutil  # type: ignore[import-untyped]
+from torch.distributed import run as launcher
+from torch.distributed.elastic.multiprocessing import api
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from ports import cli
 from ports.commands import exit_code, hush_libraries, log_libraries
+from ports.flags import PREFIX
 from ports.generate.run import say
 from ports.numerics import best_device
 from ports.progress import Work
-from ports.spellings import PREFIX
-from ports.training.stop import SIGNALS, end_with_parent
+from ports.training.stop import LAUNCHER, SIGNALS, end_with_parent
 from ports.verifier.trust import TRUSTED
 
 
@@ -38,19 +45,39 @@ def in_process(name: str, words: Sequence[str], good: Sequence[int] = (0,), log:
 
 
 def in_processes(name: str, words: Sequence[str], count: int) -> None:
-    """A command in ``count`` processes, as ``python -m ports.torchrun --nproc-per-node COUNT -m ports ...``.
-
-    They write to the terminal, libraries too.
-    """
+    """A command in ``count`` processes; they write to the terminal, libraries too."""
     run_subprocess(name, partial(_launch, [*name.split(), *words], count))
 
 
 def _launch(words: Sequence[str], count: int) -> int:
-    """Of the cores every process has its share."""
+    """The exit code of the process that ended first otherwise than well, 128 + n of one that signal n ended.
+
+    Of the cores every process has its share. torch's launcher runs in a thread of its own: there it leaves signals to
+    this process, which waits for all to have saved, and warns of orphans, which end themselves here
+    (:func:`ports.training.stop.stop_with_launcher`).
+    """
+    for number in SIGNALS:
+        signal.signal(number, _hand_on)
+    logging.getLogger(api.__name__).addFilter(lambda record: "child thread" not in str(record.msg))
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     if best_device().type == "cpu":
         os.environ.setdefault("ACCELERATE_USE_CPU", "true")
-    return torchrun.main(["--standalone", f"--nproc-per-node={count}", "-m", "ports", *words])
+    asked = launcher.parse_args(["--standalone", f"--nproc-per-node={count}", "-m", "ports", *words])
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(launcher.run, asked).result()
+    except ChildFailedError as failed:
+        code = int(failed.get_first_failure()[1].exitcode)
+        return code if code > 0 else 128 - code
+    return 0
+
+
+def _hand_on(number: int, frame: object) -> None:
+    """As SIGTERM, which may come twice: a scheduler has told the processes too."""
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
 
 
 def run_subprocess(name: str, act: Callable[[], Any], good: Sequence[int] = (0,), log: Path | None = None) -> None:

@@ -12,7 +12,7 @@ from ports.training.settings import Precision
 
 NEUTRAL = frozenset(
     {"model", "data", "out", "trust_remote_code", "server", "served_model", "max_concurrency", "progress"}
-    | {"copies", "tensor_parallel", "restart", "api_key"}
+    | {"copies", "tensor_parallel", "restart", "api_key", "dry_run"}
 )
 """Settings that change nothing in the draft, or are taken otherwise: of a verifier's code and data, digests."""
 
@@ -27,12 +27,15 @@ class DraftSettings(AnswersSettings):
         "all",
         description="none: no hidden states on disk; transformers computes them beside the draft, anew in every pass",
     )
+    dry_run: bool = Field(False, description="say what it takes of disk and memory; nothing is loaded or written")
     held_out: int = Field(16, ge=1, description="dialogues at the end that only measure, a fifth of them at most")
     configpath: str | None = Field(None, description="draft config; default: one layer in the verifier's sizes")
     draft_vocab_size: int | None = Field(
         None, ge=1, description="tokens that an Eagle3 draft can say; default: as speculator vocabulary chooses"
     )
-    passes: int | None = Field(None, ge=1, description="over the records; default: 2 to 8, about 2,000 steps")
+    passes: int | None = Field(
+        None, alias="epochs", ge=1, description="over the records; default: 2 to 8, about 2,000 steps"
+    )
     lr: float | None = Field(
         None,
         gt=0,

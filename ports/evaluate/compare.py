@@ -66,7 +66,8 @@ def run(
     found = {name: verdict(rows[name], margin or MARGIN) for name in rows}
     print_rows(found, margin or MARGIN, Console())
     if json is not None:
-        write_json(json, {"a": str(first), "b": str(second), "margin": margin or MARGIN, "rows": in_rows(found)})
+        words = {name: {**vars(each), "difference": each.difference.as_json()} for name, each in found.items()}
+        write_json(json, {"a": str(first), "b": str(second), "margin": margin or MARGIN, "rows": words})
     last = list(found.values())[-1]
     good = last.word != "worse" if margin is None else last.word == "better" or last.same
     return 0 if good else 1
@@ -157,11 +158,6 @@ def _counts(file: Path, result: dict[str, Any]) -> list[tuple[str, dict[int, Cou
     except (KeyError, TypeError, ValidationError) as error:
         raise InputError(file, "files", reason(error), "what speculator evaluate --json wrote") from error
     return found
-
-
-def in_rows(found: dict[str, Verdict]) -> dict[str, Any]:
-    """For ``--json``."""
-    return {name: {**vars(each), "difference": each.difference.as_json()} for name, each in found.items()}
 
 
 def print_rows(found: dict[str, Verdict], margin: float, console: Console) -> None:

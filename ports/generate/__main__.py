@@ -1,4 +1,4 @@
-"""``speculator records [show|estimate]``; ``python -m ports.generate`` takes the prototypes' command lines."""
+"""``speculator records [show]``; ``python -m ports.generate`` takes the prototypes' command lines."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from rich.text import Text
 from ports import flags
 from ports.commands import printable_lines
 from ports.errors import InputError
-from ports.generate import vocabulary
 from ports.generate.conversations import ConversationError, load_conversations
-from ports.generate.run import GenerationSettings, generate, prepare, say, summary
+from ports.generate.run import GenerationSettings, generate
 from ports.verifier.tokenizer import open_tokenizer
 
 
@@ -54,16 +53,11 @@ def print_dialogue(console: Console, tokenizer: Any, number: int, ids: Sequence[
 
 records = flags.command(GenerationSettings, generate)
 show = flags.command(ShowSettings, run_show)
-estimate = flags.command(GenerationSettings, lambda settings: say("\n".join(summary(prepare(settings)))))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the prototypes' command lines; see :func:`ports.commands.exit_code`."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    commands = {"show": show, "estimate": estimate, "vocabulary": vocabulary.command}
-    if words and words[0] in commands:
-        return flags.run(commands[words[0]], words[1:])
-    return flags.run(records, words)
+    return flags.run(records, argv)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ ASKED = 3
 class AnswersSettings(CommandSettings):
     """The verifier answers the turns of the users; answers that the data hold are left out."""
 
-    model: str = Field(description="verifier: Hugging Face directory or hub id")
+    model: str = Field(alias="verifier", description="verifier: Hugging Face directory or hub id")
     data: str = Field(description="prompts: .jsonl, .json, .parquet or .txt file, a directory of them, or a hub id")
     out: Path = Field(description="the .jsonl file to write, or to go on with")
     restart: bool = Field(False, description="begin anew: what is in --out was made in another way, and goes")

@@ -44,7 +44,7 @@ from ports.training.settings import CommandSettings
 from ports.verifier.config import verifier_config
 from ports.verifier.fingerprint import verifier_fingerprint
 from ports.verifier.interfaces import installed, lacks_states
-from ports.verifier.loading import load_verifier
+from ports.verifier.loading import load_verifier, states_bytes, verifier_parameters
 from ports.verifier.tokenizer import open_tokenizer, tokenizer_fingerprint
 from ports.verifier.vllm import VllmReader
 
@@ -106,6 +106,7 @@ class GenerationSettings(CommandSettings):
     max_length: int = Field(8192, ge=1, description="dialogues are cut to this many tokens")
     batch_tokens: int = Field(16384, ge=1, description="tokens of one forward, padding included; more use more memory")
     device: str | None = Field(None, description="where one process runs; default: its accelerators, else the CPU")
+    dry_run: bool = Field(False, description="say what it takes: tokens, bytes, memory; nothing is loaded or written")
     on_bad_conversation: Literal["fail", "skip"] = Field("fail", description="a dialogue that cannot be used")
     progress: bool = Field(True, description="show progress bars")
 
@@ -135,11 +136,9 @@ class GenerationSettings(CommandSettings):
         """With a number of devices a copy: as asked; with ``total_gpus`` one, as the prototypes' are; else as few as
         hold the verifier."""
         alone = self.total_gpus or self.device or self.algorithm == "ids"
-        devices = self.tensor_parallel or (1 if alone else devices_for(self.model_path, self._dtype()))
+        dtype = geometry_of(self.algorithm, self.model_path, self.aux_layers, self.dtype).dtype
+        devices = self.tensor_parallel or (1 if alone else devices_for(self.model_path, dtype))
         return self.model_copy(update={"tensor_parallel": devices})
-
-    def _dtype(self) -> str:
-        return geometry_of(self.algorithm, self.model_path, self.aux_layers, self.dtype).dtype
 
     def checked_copies(self) -> int:
         """Of the verifier; raises as :func:`ports.generate.copies.copies_of`."""
@@ -296,13 +295,28 @@ def summary(prepared: Prepared) -> list[str]:
     return [*lines, f"{gigabytes(prepared.disk)} of records"]
 
 
+def memory(prepared: Prepared) -> list[str]:
+    """What a copy of the verifier takes, in a line; nothing where it is not run."""
+    shape, settings = prepared.shape, prepared.settings
+    if not shape.hidden_size:
+        return []
+    weights = shape.item_bytes * verifier_parameters(settings.model_path)
+    states = states_bytes(settings.model_path, shape.item_bytes, max(settings.batch_tokens, *prepared.lengths))
+    held = f"verifier {gigabytes(weights)}, hidden states {gigabytes(states)}"
+    return [f"memory of a copy of the verifier, at least: {gigabytes(weights + states)} ({held})"]
+
+
 def generate(settings: GenerationSettings) -> None:
-    """Write all records; what is there from an interrupted run stays.
+    """Write all records, what is there from an interrupted run stays; or, for a dry run, say what it takes.
 
     Raises:
         InputError: see :func:`prepare`; too few devices or too little room; the directory is in use; or a copy of the
             verifier failed, whose message stands above.
     """
+    if settings.dry_run:
+        prepared = prepare(settings)
+        say("\n".join([*summary(prepared), *memory(prepared)]))
+        return
     fix_numerics()
     check_output(settings.outdir, "out")
     settings = settings.spread()

@@ -48,7 +48,7 @@ class VocabularySettings(CommandSettings):
         None, ge=1, description="tokens to keep; without it and a draft config: 8192, 16384 or 32768, by their share"
     )
     counts: Counts = Field(Counts.ALL, description="all: as the prototype; answers: tokens in the loss, as Speculators")
-    output: Path | None = Field(None, description="directory for the three files; default: --data")
+    output: Path | None = Field(None, alias="out", description="directory for the three files; default: --data")
 
 
 def count_tokens(

@@ -91,9 +91,6 @@ def run(
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="go on past a token that ends an answer")] = False,
     beside: Annotated[list[Lookup] | None, typer.Option(help="vLLM's lookup too, at the largest k")] = None,
     cores: Annotated[str, typer.Option(help="on a CPU: the cores of the engine, as 0-3; default: vLLM chooses")] = "",
-    compiled: Annotated[
-        bool, typer.Option("--compiled/--eager", help="let vLLM compile and capture; default: on an accelerator")
-    ] = torch.accelerator.is_available(),
     evaluator: Annotated[
         bool, typer.Option("--evaluator/--no-evaluator", help="count the best k's acceptance in plain torch too")
     ] = True,
@@ -127,7 +124,7 @@ def run(
     asked, left_out = _asked(prompts, name, draft, longest_prompt(name, max_new_tokens, sizes[-1] + 1), limit)
     longest = max(map(len, asked)) + max_new_tokens + sizes[-1] + 1
     request = {
-        "engine": _engine(name, dtype, longest, batches[-1], compiled),
+        "engine": _engine(name, dtype, longest, batches[-1]),
         "prompts": asked,
         "length": max_new_tokens,
         "batch_sizes": batches,
@@ -153,15 +150,15 @@ def run(
     return int(bool(failed or wrong))
 
 
-def _engine(verifier: str, dtype: Dtype, longest: int, requests: int, compiled: bool) -> dict[str, Any]:
-    """vLLM's own options: ``longest`` is in tokens, ``requests`` are in flight at most."""
+def _engine(verifier: str, dtype: Dtype, longest: int, requests: int) -> dict[str, Any]:
+    """vLLM's own options: ``longest`` is in tokens, ``requests`` are in flight at most. A CPU compiles nothing."""
     return {
         "model": verifier,
         "dtype": dtype_name(verifier) if dtype == Dtype.AUTO else Dtype(dtype).value,
         "trust_remote_code": trust.trusts_remote_code(),
         "max_model_len": longest,
         "max_num_seqs": requests,
-        "enforce_eager": not compiled,
+        "enforce_eager": not torch.accelerator.is_available(),
         **ENGINE,
     }
 
@@ -326,17 +323,15 @@ def _compared(drafted: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
         if found := Answer(answers[0], plain=answers[1]).difference:
             place, tokens = found["place"], (found["plain"], found["drafted"])
             if plain["logits"] and drafted["logits"] and -1 not in tokens:
-                logits = [_by_token(each["logits"][number][place]) for each in (plain, drafted)]
+                told = [each["logits"][number][place] for each in (plain, drafted)]
+                logits = [
+                    {int(token): logit for token, logit in each.items()} for each in told
+                ]  # JSON's keys are texts
                 verdict = verdict_on_likeliest(logits[0], logits[1], tokens, getattr(torch, plain["dtype"]))
                 found |= asdict(verdict)
             differences.append({"prompt": number, **found})
     ties = sum(found["near_tie"] for found in differences)
     return {"other_answers": len(differences), "near_ties": ties, "differences": differences}
-
-
-def _by_token(told: dict[str, float]) -> dict[int, float]:
-    """JSON has texts for keys."""
-    return {int(token): logit for token, logit in told.items()}
 
 
 def _evaluated(draft: Path, prompts: Sequence[Sequence[int]], size: int, **options: Any) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def _refuse_lonely(accelerator: Accelerator) -> None:
     """On a CPU ``accelerate launch`` starts one process of several: it says where to meet, and not how many will."""
     launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_ADDR" in os.environ
     if launched and accelerator.num_processes == 1 and "WORLD_SIZE" not in os.environ:
-        expected = "all of them: python -m ports.torchrun --nproc_per_node N -m ..., or --num_processes 1"
+        expected = "all of them: torchrun --nproc_per_node N -m ..., or --num_processes 1"
         raise InputError("accelerate launch", "num_processes", "one process of several", expected)
 
 

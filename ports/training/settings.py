@@ -1,6 +1,6 @@
 """Every setting of the trainers: the prototypes' arguments by their names, and what users expect besides.
 
-Outside, in flags, files and environment, they are called what :mod:`ports.spellings` says.
+Outside, in flags, files and environment, they are called what :func:`public_name` says.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import to_jsonable_python
 
-from ports.spellings import IDLE, public_name
+from ports.spellings import NOW
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation
 from ports.training.loss import LossImplementation
@@ -19,6 +19,11 @@ from ports.verifier.trust import HELP
 
 Precision = Literal["no", "bf16"]
 Tracker = Literal["tensorboard", "wandb"]
+
+
+def public_name(field: str) -> str:
+    """What a settings' field is called outside."""
+    return NOW.get(field) or field
 
 
 class CommandSettings(BaseModel):
@@ -53,7 +58,6 @@ class TrainingSettings(CommandSettings):
         "loss_normalisation": "Records, verifier and loader",
         "ttt_alignment": "Computation",
         "debug": "What is said",
-        "data_num": "Without effect, for the prototypes' command lines",
         "t2d": "Vocabulary",
     }
     """Headings of the help, by the first field below each."""
@@ -175,8 +179,8 @@ class TrainingSettings(CommandSettings):
     debug: bool = Field(False, description="log at debug level and stop at the first operation that gives NaN")
     log_with: list[Tracker] = Field(default_factory=list, description="trackers beside out/metrics.jsonl")
     progress: bool = Field(True, description="show a progress bar")
-    data_num: int = Field(68000, description=f"does nothing: {IDLE['data_num']}")
-    topk_w: float = Field(1.0, description=f"HASS; does nothing: {IDLE['topk_w']}")
+    data_num: int = Field(68000, description="does nothing: the prototypes never use it")
+    topk_w: float = Field(1.0, description="HASS; does nothing: the prototypes log it and never add topkloss")
 
     @model_validator(mode="after")
     def _count_passes(self) -> TrainingSettings:

@@ -35,11 +35,11 @@ SECONDS = 0.5
 """A process ends at most that long after the one that started it."""
 
 
-LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "torch.distributed.run", "ports.torchrun")
+LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "torch.distributed.run")
 """Who starts a trainer and waits for it, by a word of its command line."""
 
 LAUNCHER = "PORTS_LAUNCHER"
-"""In the environment: the id of the process of :mod:`ports.torchrun`, which may end before a rank looks for it."""
+"""In the environment: the process that launches for ``speculator draft``, which may end before a rank looks for it."""
 
 _asked = threading.Event()
 """Whether a signal has asked a run of this process to stop."""

@@ -141,6 +141,12 @@ def verifier_parameters(name_or_path: str) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def states_bytes(name_or_path: str, item_bytes: int, tokens: int) -> int:
+    """Of the hidden states of all layers that a forward over ``tokens`` gives, ``item_bytes`` a number."""
+    verifier = verifier_config(name_or_path)
+    return item_bytes * (int(verifier.num_hidden_layers) + 1) * int(verifier.hidden_size) * tokens
+
+
 def bare(name: str) -> str:
     """A tensor's or module's name without what a text model stands in."""
     return ".".join(part for part in name.split(".") if part not in OUTER)
@@ -221,18 +227,14 @@ def _unexpected(model: Any, names: Iterable[str]) -> list[str]:
     first = getattr(config, "num_hidden_layers", 0)
     further = range(first, first + (getattr(config, "num_nextn_predict_layers", None) or 0))
     known = {bare(name).partition(".")[0] for name, _ in model.named_parameters()}
+    text_part = str(model.config.model_type).endswith("_text")  # of something that sees or hears
     kept = []
     for name in names:
         number = NUMBERED.search(name)
-        of_others = bare(name).partition(".")[0] not in known and _is_part(model)
+        of_others = text_part and bare(name).partition(".")[0] not in known
         if not (IGNORED.search(name) or (number and int(number[1]) in further) or of_others):
             kept.append(name)
     return kept
-
-
-def _is_part(model: Any) -> bool:
-    """Is the model the text part of something that sees or hears? Its config has another model type then."""
-    return bool(str(model.config.model_type).endswith("_text"))
 
 
 def _is_norm(module: nn.Module) -> bool:

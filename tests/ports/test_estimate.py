@@ -1,19 +1,15 @@
-"""What a recipe takes: the command, the counts behind it, and the page of the shipped recipe."""
+"""What training takes: the counts, and the page of the shipped recipe."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from parity.pair import module_of
 from ports.eagle3.config import load_draft_config as eagle3_config
 from ports.estimate import (
     PROBES,
-    EstimateSettings,
     build_objective,
-    estimate,
     kept_bytes,
     training_memory,
 )
@@ -21,17 +17,10 @@ from ports.files import gigabytes
 from ports.hass.config import load_draft_config as hass_config
 from ports.training.alignment import Alignment
 from ports.training.attention import AttentionImplementation, attention_name
-from tests.commands import main_of
 
-main = main_of("estimate")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "llama_3_1_8b"
 LOAD = {"eagle3": eagle3_config, "hass": hass_config}
 TRAINED = "weights, gradients, Adam"
-
-
-@pytest.fixture
-def arguments(fixture):
-    return {"model_path": str(fixture / "verifier"), "configpath": str(fixture / "draft_eagle3.json")}
 
 
 @pytest.fixture
@@ -39,41 +28,20 @@ def config(fixture):
     return lambda algorithm: LOAD[algorithm](str(fixture / f"draft_{algorithm}.json"), str(fixture / "verifier"), 3)
 
 
-def test_the_verifier_is_counted_without_its_head(fixture, arguments):
-    tensors = [item for file in (fixture / "verifier").glob("*.safetensors") for item in load_file(file).items()]
-    size = sum(value.nbytes for name, value in tensors if name != "lm_head.weight")
-    assert estimate(EstimateSettings(**arguments)).verifier == size
-
-
-def test_nothing_but_the_config_is_needed_of_the_verifier(fixture, tmp_path, algorithm):
-    shutil.copy(fixture / "verifier" / "config.json", tmp_path)
-    files = {"model_path": str(tmp_path), "configpath": str(fixture / f"draft_{algorithm}.json")}
-    assert estimate(EstimateSettings(algorithm=algorithm, **files, max_len=64)).training["activations"] > 0
-
-
-def test_the_command_prints_every_part(arguments, capsys, monkeypatch):
-    """Whatever the environment calls by the names of its flags."""
-    monkeypatch.setenv("TOKENS", "none")
-    words = [word for name, value in arguments.items() for word in (f"--{name}", value)]
-    assert main([*words, "--gpus", "2"]) == 0
-    said = capsys.readouterr().out
-    for part in ("on disk", "hidden states", "Adam", "frozen", "DDP buckets", "activations", "target", "--online"):
-        assert part in said
-
-
 def test_the_page_of_the_recipe_is_what_is_computed_now(monkeypatch):
     """All columns but the measured activations, which take a minute: those may be anything positive."""
     example = module_of(str(EXAMPLE / "estimate.py"))
-    monkeypatch.setattr("ports.estimate.training_memory", lambda *arguments: {})
+    monkeypatch.setattr(example, "training_memory", lambda *arguments: {})
     page = (EXAMPLE / "README.md").read_text()
     for algorithm, gpus in example.RECIPES:
-        found = estimate(example.settings_of(algorithm, gpus))
-        cells = f"| {gigabytes(found.records)} | {gigabytes(found.verifier + found.states)} | "
+        records, generation, _, verifier = example.bytes_of(algorithm, gpus)
         line = next(line for line in page.splitlines() if line.startswith(f"| {algorithm}, {gpus} GPU"))
-        assert cells in line, "run python examples/llama_3_1_8b/estimate.py"
+        assert f"| {gigabytes(records)} | {gigabytes(generation)} | " in line, (
+            "run python examples/llama_3_1_8b/estimate.py"
+        )
         training, online = (float(cell.split(" GB")[0]) for cell in line.split("|")[4:6])
         assert training > 0
-        assert online - training == pytest.approx(found.verifier / 1e9, abs=0.11)
+        assert online - training == pytest.approx(verifier / 1e9, abs=0.11)
 
 
 def test_activations_at_any_length_are_what_two_short_ones_foretell(config, algorithm):

@@ -30,7 +30,7 @@ for folder in sys.argv[1:]:
     draft = SpeculatorModel.from_pretrained(folder)
     torch.save([step.logits.detach() for step in draft(**torch.load(f"{folder}.inputs"))], f"{folder}.logits")
 """
-OURS = "eagle3.train", "hass.train", "generate.__main__", "evaluate.command", "serving.fold", "estimate"
+OURS = "eagle3.train", "hass.train", "generate.__main__", "evaluate.command", "serving.fold"
 MODULES = [*(f"ports.{name}" for name in OURS), "parity.fixtures.samples", "parity.fixtures.language"]
 
 

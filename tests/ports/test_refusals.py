@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ports.spellings import public_name
+from ports.training.settings import public_name
 from tests.ports.conftest import edit, edit_tensors
 
 NOWHERE = "/proc/no/such"
@@ -74,7 +74,7 @@ OCCUPIED, BELOW = "{root}/occupied", "{root}/occupied/below"
 MISSING = {"basepath": "/none", "model_path": "/none", "verifier": "/none", "prompts": "/none"}
 """Other bad input, which is met later: the output was looked at first."""
 
-FIELDS = {"eagle3": "cpdir", "hass": "cpdir", "generate": "outdir", "vocabulary": "output", "evaluate": "json"}
+FIELDS = {"eagle3": "cpdir", "hass": "cpdir", "generate": "outdir", "vocabulary": "out", "evaluate": "json"}
 WRITERS = ("eagle3", "hass", "generate", "vocabulary")
 OUTPUTS = [(command, place, None) for command in WRITERS for place in (OCCUPIED, BELOW, NOWHERE)]
 OUTPUTS += [("evaluate", place, None) for place in (BELOW, NOWHERE, "{root}", "{root}/none/result.json")]
@@ -135,10 +135,7 @@ SITUATIONS = [
         for command, name, field in FIFOS
     ),
     ("evaluate", {}, changed("trained_eagle3/config.json", **NO_THETA), ["config.json: config: found ", "be built"]),
-    *(
-        (command, {}, changed("draft_eagle3.json", **NO_THETA), ["draft_eagle3.json: config: found "])
-        for command in ("eagle3", "estimate")
-    ),
+    ("eagle3", {}, changed("draft_eagle3.json", **NO_THETA), ["draft_eagle3.json: config: found "]),
     *(
         (name, {}, changed("verifier/config.json", architectures={"a": 1}), ["verifier: verifier: found ", "architect"])
         for name in ("eagle3", "hass", "arrow")

@@ -25,6 +25,6 @@ def test_draws_are_given_for_more_prompts_than_a_step_takes(tmp_path):
     rows = [{"messages": [{"role": "user", "content": f"{number} " + "word " * WORDS}]} for number in range(PROMPTS)]
     data, out = tmp_path / "data.jsonl", tmp_path / "out" / "answers.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = words_of({"model": verifier, "data": data, "out": out, "temperature": 0.7, "max_new_tokens": 4})
+    words = words_of({"verifier": verifier, "data": data, "out": out, "temperature": 0.7, "max_new_tokens": 4})
     subprocess.run([sys.executable, "-m", "ports", "answers", *words, "--engine", "vllm"], check=True)
     assert len(out.read_text().splitlines()) == PROMPTS

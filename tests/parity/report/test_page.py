@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from parity.report import render_html, write_html
+from parity.report.page import render_html, write_html
 from parity.verdict import Against, Curve, Deviation, GradientFlow, Report, Row, Skip, Speed, Status
 from tests.parity.report.conftest import build_report
 

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from parity.errors import InputError
 from parity.files import write_whole
-from parity.report import print_report, render_html, write_json
+from parity.report import print_report, write_json
+from parity.report.page import render_html
 from parity.verdict import Report, Row, Status
 
 

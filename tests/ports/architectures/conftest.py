@@ -11,6 +11,7 @@ from parity.fixtures.architectures import ARCHITECTURES, STUDIED, Architecture, 
 from parity.fixtures.conversations import SHAREGPT
 from ports.generate.__main__ import main as generate
 from ports.training.runs import finish
+from tests.commands import main_of
 from tests.ports.conftest import TRAIN, settings_of, words_of
 
 DRAFT_VOCAB_SIZE, MAX_LENGTH, STEPS = 384, 128, 3
@@ -57,9 +58,9 @@ def tiny_of(tmp_path_factory):
             build_architecture(tiny.architecture, tiny.verifier)
             for algorithm in TRAIN:
                 make_records(tiny, algorithm)
-            flags = {"tmpdir": tiny.folder / "data_eagle3", "output": tiny.folder, "basepath": tiny.verifier}
+            flags = {"tmpdir": tiny.folder / "data_eagle3", "out": tiny.folder, "basepath": tiny.verifier}
             flags |= {"draft_vocab_size": DRAFT_VOCAB_SIZE}
-            assert generate(["vocabulary", *words_of(flags)]) == 0
+            assert main_of("vocabulary")(words_of(flags)) == 0
             made[name] = tiny
         return made[name]
 

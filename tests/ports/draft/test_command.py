@@ -47,7 +47,7 @@ def words(verifier, tmp_path):
     def make(rows=QUESTIONS, **changes):
         data = tmp_path / "train.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        values = {"model": verifier, "data": data, "out": tmp_path / "out", "max_new_tokens": 6, "passes": 2}
+        values = {"verifier": verifier, "data": data, "out": tmp_path / "out", "max_new_tokens": 6, "epochs": 2}
         return words_of({**values, "engine": "transformers", "no-progress": None, **changes})
 
     return make
@@ -76,7 +76,7 @@ TRAINED = "checkpoints/model0"
 SIGNS = ["data", "answers/answers.jsonl", "records/0/data_4.safetensors", "draft.json", TRAINED, "draft"]
 """What appears when a phase is in the middle of its work, or when the next one begins."""
 
-LEARNS = {"passes": 4, "lr": 0.02}
+LEARNS = {"epochs": 4, "lr": 0.02}
 """Its own answers, by heart."""
 
 
@@ -261,15 +261,27 @@ def test_what_a_device_must_hold_is_counted_and_what_it_cannot_is_refused(words,
     needed = {name: sum(parts.values()) for name, parts in small.items()}
     for name, size in needed.items():
         others = {other: small[other] for other in small if needed[other] <= size}
-        assert fit.check_memory(others, size)[0].startswith("memory of a device, at least: ")
+        fit.check_memory(others, size)
         with pytest.raises(InputError, match=rf"memory: found .* free, expected at least .* for {name} \(") as refused:
             fit.check_memory(others, size - 1)
         assert str(refused.value).endswith(fit.ADVICE[name])
-    assert "free" not in fit.check_memory(small, None)[0]
+    assert "free" not in fit.told_memory(small, None)[0]
+
+
+def test_a_dry_run_says_what_it_takes_whether_it_fits_or_not_and_writes_nothing(words, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(fit, "free_memory", lambda device: 1000)
-    monkeypatch.setattr(fit, "_asked_apart", lambda made, work: fit.check_memory(fit.memory(made, work), 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=1000))
+    assert main(["--dry-run", *words()]) == 0
+    said = capsys.readouterr().err
+    assert "10 dialogues to train on in 2 passes, 2 held out; at most " in said
+    assert ", of 1e-06 GB that are free\n  answers and records: verifier " in said
+    assert "\n  training: weights, gradients, Adam " in said
     assert main(words()) == 2
-    assert not made.out.exists()
+    assert "out: found 1e-06 GB free" in capsys.readouterr().err
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10**12))
+    assert main(words()) == 2
+    assert "memory: found 1e-06 GB free, expected at least " in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 PRECISIONS = [("no", True, "no"), ("bf16", False, "bf16"), ("auto", True, "bf16"), ("auto", False, "no")]
@@ -294,14 +306,16 @@ TALKS = [{**row, "answer": " and ".join([row["answer"]] * (1 + number % 5))} for
 
 
 def test_two_processes_draw_the_curve_of_one(words, fork, programs, tmp_path, monkeypatch):
-    """Over gloo: told to stop, both save, and the same command goes on; by one process as many steps as good."""
-    common, out = {"rows": TALKS, "bs": 4, "passes": 4, "answers": "given", "mixed_precision": "no"}, tmp_path / "out"
+    """Over gloo: told to stop, all of them as by a scheduler, they save, and the same command goes on; by one process
+    as many steps as good."""
+    common, out = {"rows": TALKS, "bs": 4, "epochs": 4, "answers": "given", "mixed_precision": "no"}, tmp_path / "out"
     two = {"PYTHON_EXEC": str(programs / "python"), "PYTHONPATH": os.getcwd()}
     line = words(**common, num_processes=2)
     process = fork(forking, main, line, **two)
     wait_for(out / "checkpoints" / "model0")
     everyone = family(process.pid)
-    os.kill(process.pid, signal.SIGTERM)
+    for pid in reversed(everyone):
+        os.kill(pid, signal.SIGTERM)
     said = process.ended()
     assert process.returncode == 75, said
     await_end_of(everyone, 20)
@@ -358,7 +372,7 @@ def loses_a_tensor(verifier):
 
 LAST = [*QUESTIONS[:-1], {"messages": [{"role": role, "content": "Hi"} for role in ("system", "user")]}]
 REFUSED = [
-    ({"model": "/nowhere"}, None, "/nowhere: verifier: found "),
+    ({"verifier": "/nowhere"}, None, "/nowhere: verifier: found "),
     ({"rows": QUESTIONS[:4]}, None, "rows: found 4, expected at least 5"),
     ({}, without_template, "expected a tokenizer with a chat template, or --chat-template FILE.yaml:NAME, a family"),
     ({"data": "x.jsonl"}, None, "x.jsonl: data: found nothing of that name here, expected a JSON, parquet or text"),
@@ -407,7 +421,7 @@ def other_verifier(verifier):
 
 
 OTHERS = [
-    ({"passes": 3}, None, "passes: found 2, expected 3"),
+    ({"epochs": 3}, None, "passes: found 2, expected 3"),
     ({"lr": 1e-3}, None, "lr: found 0.0004, expected 0.001"),
     ({"algorithm": "hass"}, None, "algorithm: found eagle3, expected hass"),
     ({"keep_records": "none"}, None, "keep_records: found all, expected none"),

@@ -45,7 +45,7 @@ def ask(verifier, tmp_path):
         data = tmp_path / f"data.{form}"
         if rows is not None:
             data.write_text("".join(f"{row if form == 'txt' else json.dumps(row)}\n" for row in rows))
-        values = {"model": verifier, "data": data, "out": tmp_path / "answers" / "a.jsonl", "max_new_tokens": LENGTH}
+        values = {"verifier": verifier, "data": data, "out": tmp_path / "answers" / "a.jsonl", "max_new_tokens": LENGTH}
         return run(words_of({**values, "engine": "transformers", "no-progress": None, **changes}))
 
     return go
@@ -287,7 +287,7 @@ REFUSED = [
     ({"rows": [""], "form": "txt"}, None, "messages: found no rows"),
     ({"rows": [{"turns": []}]}, None, "row 0: found turns: found [], expected a list of turns"),
     ({"rows": [{"messages": [{"role": "assistant", "content": "Yes"}]}]}, None, "expected a turn of a user"),
-    ({"model": "/nowhere"}, None, "/nowhere: tokenizer: found "),
+    ({"verifier": "/nowhere"}, None, "/nowhere: tokenizer: found "),
     ({"max_new_tokens": 512}, None, "--max-new-tokens: found 512, expected below 512"),
     ({"top_p": 0}, None, "--top-p: found '0'"),
     ({}, without_template, "expected a tokenizer with a chat template"),

@@ -10,14 +10,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from parity.fixtures.conversations import SHAREGPT
+from ports.files import gigabytes
 from ports.generate import records as record_files
 from ports.generate.__main__ import main
 from ports.generate.run import length_buckets
 from ports.training.checkpoint import MARK
 from ports.training.records import complete_records, list_records, read_record, recorded_info
+from tests.commands import main_of
 from tests.ports.conftest import edit, edit_tensors
 from tests.ports.generate.conftest import SPEC, contents
 from tests.processes import await_end_of, children
@@ -180,11 +183,16 @@ def test_another_run_does_not_go_on_in_the_same_directory(generate, flags, hold,
     assert "out: found records without generation.json" in capsys.readouterr().err
 
 
-def test_the_estimate_is_what_lands_on_the_disk(flags, generate, verifier, capsys, monkeypatch):
+def test_a_dry_run_says_what_lands_on_the_disk_and_writes_nothing(flags, generate, verifier, capsys, monkeypatch):
     """Dialogues beyond the verifier's positions are said; what lies there needs no room again."""
     edit(verifier / "config.json", max_position_embeddings=100)
-    assert main(["estimate", *flags()]) == 0
+    assert main(["--dry-run", *flags()]) == 0
     lines = capsys.readouterr().err
+    assert not (verifier.parent / "records").exists()
+    tensors = [item for file in verifier.glob("*.safetensors") for item in load_file(file).items()]
+    weights = gigabytes(sum(value.nbytes for name, value in tensors if name != "lm_head.weight"))
+    assert "memory of a copy of the verifier, at least: " in lines
+    assert f" (verifier {weights}, hidden states " in lines
     assert "of them longer than the verifier's 100 positions, up to " in lines
     said = next(line for line in lines.splitlines() if line.endswith("records"))
     folder = generate()
@@ -253,7 +261,7 @@ def test_bad_input_is_refused(flags, capsys, change, said):
 
 def test_show_prints_who_is_supervised(flags, capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert main(["show", *flags(outdir=False, samples=False), "--rows", "2"]) == 0
+    assert main_of("records show")([*flags(outdir=False, samples=False), "--rows", "2"]) == 0
     said = capsys.readouterr().out
     assert said.count("tokens in the loss") == 2
     assert "\x1b[1;32m" in said, "an answer"
@@ -262,7 +270,7 @@ def test_show_prints_who_is_supervised(flags, capsys, monkeypatch):
 def test_what_a_template_writes_moves_no_cursor(flags, verifier, capsys, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     (verifier / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}\x1b[2J\x07{% endfor %}")
-    assert main(["show", *flags(outdir=False, samples=False, model_path=verifier), "--rows", "2"]) == 0
+    assert main_of("records show")([*flags(outdir=False, samples=False, model_path=verifier), "--rows", "2"]) == 0
     said = capsys.readouterr().out
     assert "\\x1b[2J\\x07" in said
     assert not {"\x1b", "\x07"} & set(said)

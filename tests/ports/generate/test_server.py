@@ -167,7 +167,7 @@ def words(verifier, tmp_path, server):
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"prompt": "Hi " * number}) + "\n" for number in range(1, PROMPTS + 1)))
     url, out = f"http://127.0.0.1:{server.server_port}/v1/", tmp_path / "answers" / "a.jsonl"
-    chosen = {"model": verifier, "data": data, "out": out, "server": url, "max_new_tokens": LENGTH}
+    chosen = {"verifier": verifier, "data": data, "out": out, "server": url, "max_new_tokens": LENGTH}
     return lambda **changes: words_of({**chosen, "served_model": MODEL, "no-progress": None, **changes})
 
 

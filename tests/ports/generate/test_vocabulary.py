@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
 from ports.eagle3 import train as eagle3
-from ports.generate.__main__ import main
 from ports.generate.vocabulary import covering_size
 from ports.training.records import list_records, read_record
 from ports.training.runs import recorded_layers
 from ports.training.vocabulary import load_vocabulary_map, read_vocabulary_file
+from tests.commands import main_of
 from tests.ports.conftest import edit
 
 
@@ -24,7 +24,7 @@ from tests.ports.conftest import edit
 def choose(fixture):
     def go(output, *flags):
         values = ["--data", str(fixture / "data_eagle3"), "--verifier", str(fixture / "verifier")]
-        return main(["vocabulary", *values, "--out", str(output), *flags])
+        return main_of("vocabulary")([*values, "--out", str(output), *flags])
 
     return go
 

@@ -14,7 +14,6 @@ import torch.distributed.run
 from safetensors.torch import load_file
 from speculators import SpeculatorModel
 
-import ports.torchrun
 from ports.errors import InputError
 from ports.training.checkpoint import OPTIMIZER, read_state
 from tests.ports.training.conftest import PREFIX, Left, metrics
@@ -344,40 +343,16 @@ def test_a_killed_rank_ends_the_job_which_resumes_exactly(torchrun, words, tmp_p
     assert expected.differs_from(found) == []
 
 
-def run_job(line):
-    """``ports.torchrun``, from a fork."""
-    return ports.torchrun.main(line)
-
-
-@pytest.fixture
-def job(fork, programs):
-    """``job(words)``: Eagle3 in two processes of ``ports.torchrun``."""
-    python = {"PYTHON_EXEC": str(programs / "python"), **ON_CPU}
-    return lambda words: fork(run_job, [*two_processes(), "-m", "ports.eagle3.train", *map(str, words)], **python)
-
-
-TOLD = {"the launcher": lambda pid: [pid], "every process, the launcher last": lambda pid: family(pid)[::-1]}
-
-
-@pytest.mark.parametrize("told", TOLD)
-def test_a_job_that_is_told_to_stop_saves_and_ends_with_75(job, words, tmp_path, told):
-    """Ranks hear it from the launcher, and from a scheduler too."""
-    line = words("eagle3", tmp_path / "cp", epoch=2000, num_workers=1, save_steps=5)
-    running = job(line)
+def test_a_job_that_is_told_to_stop_saves_before_torchrun_ends_with_1(torchrun, words, tmp_path):
+    """Which says of a stop and of a failure the same: that it was a stop stands in what the processes print."""
+    line = words("eagle3", tmp_path / "cp", epoch=2000, save_steps=5)
+    running = torchrun(two_processes(), "ports.eagle3.train", line)
     wait_for(tmp_path / "cp" / "step_5" / "training_state" / "manifest.json")
     everyone = family(running.pid)
-    for pid in TOLD[told](running.pid):
-        os.kill(pid, signal.SIGTERM)
+    os.kill(running.pid, signal.SIGTERM)
     said = running.ended()
     saved = re.findall(r"stopped after optimizer step \d+, saved (\S+);", said)
     assert saved == saved[:1] * 2, said
     assert (Path(saved[0]) / "training_state" / "manifest.json").is_file()
-    assert (running.returncode, "Traceback" in said) == (75, False), said
+    assert running.returncode == 1, said
     await_end_of(everyone, 20)
-
-
-def test_bad_input_of_a_job_is_its_exit_code(job, words, tmp_path):
-    refused = job(words("eagle3", tmp_path / "cp", tmpdir=tmp_path / "nothing"))
-    said = refused.ended()
-    assert (refused.returncode, "Traceback" in said) == (2, False), said
-    assert f"{tmp_path}/nothing" in said

@@ -1,6 +1,6 @@
 """What both sides are given: a tiny verifier, records, settings and batches, all of them from the constants below.
 
-``python -m {{ name }}.cases DIR`` writes verifier, draft config and records, to train on by hand.
+``python -m sprout.cases DIR`` writes verifier, draft config and records, to train on by hand.
 """
 
 from __future__ import annotations
@@ -9,23 +9,22 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from speculators.utils.loading import load_model_layers
+from torch import Tensor
 
 from parity import Case
 from parity.fixtures.samples import build_random_fixture
 from parity.fixtures.verifier import VerifierSpec
 from ports.training.data import Batch, collate
-from speculators.utils.loading import load_model_layers
-from torch import Tensor
-
-if TYPE_CHECKING:
-    from {{ name }}.train import {{ title }}Settings
+from sprout.train import SproutSettings, build, build_dataset
 
 SEED = 0
 VERIFIER = VerifierSpec(
     hidden_size=32, num_hidden_layers=3, intermediate_size=48, vocab_size=61, bos_token_id=1, eos_token_id=2
 )
-DRAFT: dict[str, Any] = {}
+DRAFT: dict[str, Any] = {"num_key_value_heads": 4, "rope_theta": 50000.0}
 """Where the draft's layer is configured unlike the verifier's: ``rope_theta``, ``num_key_value_heads``, ..."""
 
 LENGTHS = (9, 5, 12, 7, 3, 10, 8, 6)
@@ -37,7 +36,7 @@ STEPS = PASSES * len(LENGTHS) // BATCH_SIZE
 LEARNING_RATE = 1e-3
 TTT_STEPS = 3
 
-_FOLDER = tempfile.TemporaryDirectory(prefix="{{ name }}-")
+_FOLDER = tempfile.TemporaryDirectory(prefix="sprout-")
 
 
 @cache
@@ -54,10 +53,8 @@ def write(folder: Path) -> Path:
     )
 
 
-def settings(**changes: Any) -> {{ title }}Settings:
+def settings(**changes: Any) -> SproutSettings:
     """The training command's settings for this case: float32, the records in their order, no noise."""
-    from {{ name }}.train import {{ title }}Settings
-
     values: dict[str, Any] = {
         "basepath": str(files() / "verifier"),
         "configpath": str(files() / "draft_hass.json"),
@@ -74,13 +71,11 @@ def settings(**changes: Any) -> {{ title }}Settings:
         "records_check": "off",  # the records' states are random, not the verifier's
         "progress": False,
     }
-    return {{ title }}Settings(**{**values, **changes})
+    return SproutSettings(**{**values, **changes})
 
 
 def batches() -> list[Batch]:
     """One pass of the training command's batches."""
-    from {{ name }}.train import build, build_dataset
-
     chosen = settings()
     dataset = build_dataset(chosen, build(chosen).config)
     starts = range(0, len(LENGTHS), BATCH_SIZE)
@@ -89,7 +84,7 @@ def batches() -> list[Batch]:
 
 def case() -> Case:
     """What both sides run on."""
-    return Case("{{ name }}", batches(), SEED, STEPS)
+    return Case("sprout", batches(), SEED, STEPS)
 
 
 def verifier_tables() -> tuple[Tensor, Tensor]:

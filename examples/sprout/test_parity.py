@@ -6,20 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
+from speculators import SpeculatorModel
+
 from parity import Trace, compare_traces, trace_side
 from parity.prototypes.command import save_start, trace_command
 from ports.training.loop import Loop
 from ports.training.observer import Observer
-from safetensors.torch import load_file
-from speculators import SpeculatorModel
+from sprout import cases
+from sprout.compare import PAIR, PORT
+from sprout.names import NAMES
+from sprout.original import ORIGINAL
+from sprout.train import build, build_dataset, start
 
-from {{ name }} import cases
-from {{ name }}.compare import PAIR, PORT
-from {{ name }}.names import NAMES
-from {{ name }}.original import ORIGINAL
-from {{ name }}.train import build, build_dataset, start
-
-test_{{ name }} = PAIR
+test_sprout = PAIR
 
 
 def command(folder: Path, **changes: Any) -> Trace:

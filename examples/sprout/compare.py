@@ -1,20 +1,20 @@
-"""The pair: ``parity run {{ name }}/compare.py:PAIR`` holds the port against the original."""
+"""The pair: ``parity run sprout/compare.py:PAIR`` holds the port against the original."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
 from parity import Pair, Side
 from ports.training.data import Batch
 from ports.training.loss import LossImplementation
 from ports.training.optimizer import build_optimizer, build_schedule
-from torch import Tensor, nn
-from torch.optim import Optimizer
-
-from {{ name }} import cases
-from {{ name }}.names import NAMES
-from {{ name }}.original import ORIGINAL
-from {{ name }}.train import GRAD_CLIP, build, build_objective
+from sprout import cases
+from sprout.names import NAMES
+from sprout.original import ORIGINAL
+from sprout.train import GRAD_CLIP, build, build_objective
 
 
 def loss(draft: Any, batch: Batch) -> Tensor:
@@ -40,5 +40,5 @@ def step(module: nn.Module, chosen: Optimizer) -> None:
     chosen.step()
 
 
-PORT = Side(lambda: build(cases.settings()), loss, optimizer, schedule, step, name="{{ name }}")
-PAIR = Pair("{{ name }}", ORIGINAL, PORT, lambda: [cases.case()], NAMES)
+PORT = Side(lambda: build(cases.settings()), loss, optimizer, schedule, step, name="sprout")
+PAIR = Pair("sprout", ORIGINAL, PORT, lambda: [cases.case()], NAMES)

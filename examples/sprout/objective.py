@@ -1,24 +1,24 @@
-"""The {{ title }} objective: the masked mean KL divergence of every TTT step, summed."""
+"""The Sprout objective: the masked mean KL divergence of every TTT step, summed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from ports.training.alignment import Alignment
 from ports.training.data import Batch, rows_mask
 from ports.training.loss import LossImplementation, Verifier
 from ports.training.objective import Step, TTTObjective
-from torch import Tensor
-
-from {{ name }}.model import {{ title }}Model
+from sprout.model import SproutModel
 
 
-class {{ title }}Objective(TTTObjective):
+class SproutObjective(TTTObjective):
     """One backward through all steps."""
 
     def __init__(
         self,
-        draft: {{ title }}Model,
+        draft: SproutModel,
         ttt_steps: int,
         alignment: Alignment = Alignment.PROTOTYPE,
         implementation: LossImplementation = LossImplementation.FUSED,
@@ -40,7 +40,7 @@ class {{ title }}Objective(TTTObjective):
 
     def total(self, losses: Tensor) -> Tensor:
         """What backward runs on, from the losses [k] of the steps."""
-        return losses.sum()
+        return losses @ losses.new_tensor([0.8**step for step in range(len(losses))])
 
     def reported(self, losses: Tensor) -> Tensor:
         """What is logged and printed."""

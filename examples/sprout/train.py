@@ -1,4 +1,4 @@
-"""Train a {{ title }} draft: ``python -m {{ name }}.train ...``, or by ``accelerate launch -m``."""
+"""Train a Sprout draft: ``python -m sprout.train ...``, or by ``accelerate launch -m``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from accelerate import Accelerator
+from torch import nn
+
 from ports.errors import InputError
 from ports.training.data import RecordDataset
 from ports.training.draft_config import attach_verifier, check_sizes, load_layer
@@ -16,49 +18,47 @@ from ports.training.settings import TrainingSettings
 from ports.training.shards import full_tensor
 from ports.verifier.config import verifier_config
 from ports.verifier.weights import check_weights_present, reading_weights
-from torch import nn
+from sprout.config import SproutConfig
+from sprout.model import SproutModel
+from sprout.objective import SproutObjective
 
-from {{ name }}.config import {{ title }}Config
-from {{ name }}.model import {{ title }}Model
-from {{ name }}.objective import {{ title }}Objective
-
-GRAD_CLIP = 1.0
+GRAD_CLIP = 0.5
 
 
-class {{ title }}Settings(TrainingSettings):
-    """Train a {{ title }} draft for a verifier; the result is a Speculators checkpoint."""
+class SproutSettings(TrainingSettings):
+    """Train a Sprout draft for a verifier; the result is a Speculators checkpoint."""
 
 
-def build(settings: {{ title }}Settings) -> {{ title }}Model:
+def build(settings: SproutSettings) -> SproutModel:
     """The draft that ``settings`` describe, its verifier attached. InputError for whatever does not fit."""
-    layer = load_layer(settings.configpath, "{{ name }}")
+    layer = load_layer(settings.configpath, "sprout")
     check_sizes(settings.configpath, layer, verifier_config(settings.basepath))
     check_weights_present(settings.basepath)
-    attached = attach_verifier("{{ name }}", settings.basepath, settings.forward_num_total)
-    config = {{ title }}Config(transformer_layer_config=layer, speculators_config=attached)
-    draft = {{ title }}Model(config)
+    attached = attach_verifier("sprout", settings.basepath, settings.forward_num_total)
+    config = SproutConfig(transformer_layer_config=layer, speculators_config=attached)
+    draft = SproutModel(config)
     with reading_weights(settings.basepath):
         draft.load_verifier_weights()
     return draft
 
 
-def build_objective(settings: {{ title }}Settings, draft: {{ title }}Model) -> {{ title }}Objective:
+def build_objective(settings: SproutSettings, draft: SproutModel) -> SproutObjective:
     """The draft with its loss."""
     if settings.activation_checkpointing:
         raise InputError("command line", "--activation_checkpointing", True, "false: this draft keeps them")
     steps, alignment = settings.forward_num_total, settings.ttt_alignment
-    return {{ title }}Objective(draft, steps, alignment, settings.loss_implementation)
+    return SproutObjective(draft, steps, alignment, settings.loss_implementation)
 
 
-def build_dataset(settings: {{ title }}Settings, config: {{ title }}Config) -> RecordDataset:
+def build_dataset(settings: SproutSettings, config: SproutConfig) -> RecordDataset:
     """The samples that the settings name: HASS's records, which hold the verifier's last hidden state."""
     layer = config.transformer_layer_config
     return build_source(settings, RecordSpec("hass", layer.hidden_size, layer.vocab_size))
 
 
 def start(
-    settings: {{ title }}Settings,
-    draft: {{ title }}Model,
+    settings: SproutSettings,
+    draft: SproutModel,
     dataset: RecordDataset,
     sampler: Iterable[int] | None = None,
     observer: Observer | None = None,
@@ -73,7 +73,7 @@ def clip(accelerator: Accelerator, module: nn.Module) -> float | None:
     return None if norm is None else float(full_tensor(norm))
 
 
-def execute(settings: {{ title }}Settings) -> None:
+def execute(settings: SproutSettings) -> None:
     """Build and train what ``settings`` describe."""
     draft = build(settings)
     finish(start(settings, draft, build_dataset(settings, draft.config)))
@@ -81,7 +81,7 @@ def execute(settings: {{ title }}Settings) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; exit code 2 on bad input, 75 when a signal stopped the run."""
-    return run_command({{ title }}Settings, execute, argv)
+    return run_command(SproutSettings, execute, argv)
 
 
 if __name__ == "__main__":

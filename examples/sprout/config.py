@@ -1,4 +1,4 @@
-"""The Speculators config of a {{ title }} draft."""
+"""The Speculators config of a Sprout draft."""
 
 from typing import Any, ClassVar, Literal
 
@@ -7,14 +7,14 @@ from speculators import SpeculatorModelConfig
 from transformers import LlamaConfig, PretrainedConfig
 
 
-@SpeculatorModelConfig.register("{{ name }}")
-class {{ title }}Config(SpeculatorModelConfig):
+@SpeculatorModelConfig.register("sprout")
+class SproutConfig(SpeculatorModelConfig):
     """What a checkpoint's ``config.json`` says; what the draft needs besides its layer is a field here."""
 
     _auto_class: ClassVar[str | None] = None  # or transformers would copy this file into every checkpoint
 
-    speculators_model_type: Literal["{{ name }}"] = "{{ name }}"
-    architectures: list[str] = Field(default_factory=lambda: ["{{ title }}Model"])
+    speculators_model_type: Literal["sprout"] = "sprout"
+    architectures: list[str] = Field(default_factory=lambda: ["SproutModel"])
     transformer_layer_config: PretrainedConfig = Field(default_factory=LlamaConfig)
 
     @field_serializer("transformer_layer_config")
