@@ -1,9 +1,9 @@
 """What is allowed is measured: how far one rounding of inputs and weights moves what the original computes.
 
 The original is run again with each floating-point input and weight moved by a random unit in the last place of the
-precision that it computes in, after TTrace (arXiv 2506.09280). A port's relative error may be ``TIMES`` as large as
-what that does. All sizes are root mean squares over what the views count, relative to the original's, pooled over draws
-and micro-batches.
+precision that it computes in, after TTrace (arXiv 2506.09280). A port's relative error may be ``TIMES`` as large as the
+root mean square of what that does, or ``MARGIN`` as large as the most that any draw did, whichever is more: tails are
+heavy where a step turns on a sign. All sizes are over what the views count, relative to the original's.
 """
 
 from __future__ import annotations
@@ -13,23 +13,65 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from itertools import zip_longest
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from parity.calls import with_tensors
 from parity.trace import Point, Trace
 
 Value = TypeVar("Value")
-Spread = Mapping[str, Sequence[float]]
-"""By what :func:`pool_of` says one number; by ``curve.<series>`` one for every point that has a value."""
 
-DRAWS = 3
-"""How often a live original is moved; a recording's may be moved more often, once and for all."""
+
+class Size(NamedTuple):
+    """What draws did to a quantity, relative to it: root mean square, and the most of any.
+
+    ``doubled`` is what twice the rate does, 0 where nobody measured it.
+    """
+
+    rms: float
+    most: float = 0.0
+    doubled: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        """How far a port may be off."""
+        return max(TIMES * self.rms, MARGIN * self.most)
+
+    @property
+    def says(self) -> bool:
+        """False where rounding reaches so much of what twice the rate does that a row says nothing any more."""
+        return not self.doubled or self.bound < SHARE * self.doubled
+
+
+Spread = Mapping[str, Sequence["tuple[float, float, float] | float"]]
+"""By what :func:`pool_of` says one size; by ``curve.<series>`` one for every point that has a value.
+
+By ``DRAWN`` how often the original was moved and turned. A lone number is a root mean square, as older files have it.
+"""
+
+Sizes = Mapping[str, Sequence[tuple[float, float]]]
+"""Of one draw, by the same names: mean square and the largest."""
+
+DRAWN = "(drawn)"
 
 TIMES = 4.0
-"""How far a port may be off, of what one rounding does: independent implementations were seen at 1.1 and less."""
+"""How far a port may be off, of what one rounding does: independent implementations were seen at 1.7 and less."""
+
+MARGIN = 2.0
+"""How far a port may be off, of the most that a draw did; measured by ``benchmarks/false_alarms.py``."""
+
+SHARE = 0.5
+"""Of what twice the rate does to a curve: where rounding reaches it, the curve no longer says anything."""
+
+NEAR = 16.0
+"""So many roundings from zero, an entry of a gradient may have either sign: Adam's step is of the rate's size there."""
+
+MANY = 16
+"""More entries of one gradient than this so near zero turn by themselves in some draws; then ``TIMES`` is near."""
 
 FEW = 4.0
 """Units of a quantity's own dtype that are always allowed: draws of a single number may agree by chance."""
@@ -44,6 +86,13 @@ LARGEST = 1e3
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "bf16ds": torch.bfloat16}
 MICRO_BATCH = re.compile(r"mb\d+\.")
 NOT_MEASURED = ("batch.", "draw.")
+
+
+class Disturbance(Protocol):
+    """What is done to every step of an optimizer."""
+
+    def attach(self, module: nn.Module, optimizer: Optimizer) -> None:
+        """Have it done from now on."""
 
 
 def unit_of(values: Tensor, eps: float) -> Tensor:
@@ -118,13 +167,6 @@ def computed_in(module: nn.Module, seen: Collection[torch.dtype]) -> str:
     return str(max({*dtypes, *seen}, key=lambda dtype: torch.finfo(dtype).eps)).removeprefix("torch.")
 
 
-def draws_of(side: Any, case: Any, base: Trace) -> list[Trace]:
-    """A side that gave ``base``, moved ``DRAWS`` times; none where it cannot be run again."""
-    draw, precision = getattr(side, "draw", None), precision_of(base)
-    found = (draw(case, number, precision) for number in range(1, DRAWS + 1)) if draw else ()
-    return [trace for trace in found if trace is not None]
-
-
 def precision_of(trace: Trace) -> torch.dtype:
     """What a trace's run computed in; float32 where it says nothing that torch knows."""
     found = DTYPES.get(trace.dtype) or getattr(torch, trace.precision or trace.dtype, None)
@@ -173,36 +215,86 @@ def relative_each(expected: Tensor, found: Tensor) -> Tensor:
     return sizes.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
-def spread_of(base: Trace, draws: Sequence[Trace]) -> dict[str, list[float]]:
+def spread_of(base: Trace, draws: Sequence[Trace]) -> dict[str, list[Size]]:
     """What moving the original's inputs and weights did, by quantity.
 
     Args:
         base: of the original as it is.
         draws: of the same, moved; in the same coordinates.
     """
+    gradients = pooled([tensor_sizes(base, draw) for draw in draws])
+    return pooled([sizes_of(base, draw, gradients) for draw in draws])
+
+
+def sizes_of(base: Trace, draw: Trace, gradients: Spread) -> Sizes:
+    """What one draw did, by quantity; ``gradients`` is what draws do to these, which says which entries are clear."""
+    return {**tensor_sizes(base, draw), **state_sizes(base, draw, gradients), **series_sizes(base, draw)}
+
+
+def tensor_sizes(base: Trace, draw: Trace) -> Sizes:
+    """Of everything that is no state and no series."""
     pools: dict[str, list[float]] = defaultdict(list)
-    for name in (name for name in base.tensors if pool_of(name)):
-        there = [draw.tensors[name] for draw in draws if name in draw.tensors]
-        pools[pool_of(name)] += [relative(base.tensors[name], value) for value in there]
-    spread = {name: [pooled(sizes)] for name, sizes in pools.items()}
+    for name in (name for name in base.tensors if pool_of(name) and name in draw.tensors):
+        pools[pool_of(name)].append(min(relative(base.tensors[name], draw.tensors[name]), LARGEST))
+    return {name: [(sum(one**2 for one in sizes) / len(sizes), max(sizes))] for name, sizes in pools.items()}
+
+
+def state_sizes(base: Trace, draw: Trace, gradients: Spread) -> Sizes:
+    """Of what the first step made of every parameter, and all steps together."""
+    found = {}
     for group in ("after", "final"):
         for name in base.group(f"{group}."):
-            updates = [update_of(trace, group, name) for trace in (base, *draws)]
-            if updates[0] is not None and not any(update is None for update in updates):
-                kept = clear(gradient_of(base, name), updates[0], spread, name)
-                mine, *moves = (update[kept] for update in updates if update is not None)
-                spread[f"{group}.{name}"] = [pooled([relative(mine, one) for one in moves])]
-    spread |= series_of(base, draws)
+            mine, theirs = (update_of(trace, group, name) for trace in (base, draw))
+            if mine is not None and theirs is not None:
+                kept = clear(gradient_of(base, name), mine, gradients, name)
+                size = min(relative(mine[kept], theirs[kept]), LARGEST)
+                found[f"{group}.{name}"] = [(size**2, size)]
+    return found
+
+
+def series_sizes(base: Trace, draw: Trace) -> Sizes:
+    """Of every series, point by point, with its neighbours."""
+    sides, found = [[numbers_of(point) for point in trace.curve] for trace in (base, draw)], {}
+    for name in dict.fromkeys(name for point in sides[0] for name in point):
+        mine, theirs = (
+            torch.tensor([point[name] for point in side if name in point], dtype=torch.float64) for side in sides
+        )
+        if len(mine) == len(theirs):
+            sizes = around(relative_each(mine, theirs).clamp(max=LARGEST)).tolist()
+            found[f"curve.{name}"] = [(size**2, size) for size in sizes]
+    return found
+
+
+def pooled(moved: Sequence[Sizes], turned: Sequence[Sizes] = (), doubled: Sizes | None = None) -> dict[str, list[Size]]:
+    """Draws together; the spread of a series never shrinks again.
+
+    Args:
+        moved: of draws that move inputs and weights.
+        turned: of draws that turn signs of gradients, which show in what follows the first step.
+        doubled: of a run at twice the rate.
+    """
+    spread, names = {}, set(moved[0] if moved else ()).intersection(*moved[1:])
+    for name in sorted(names):
+        later = name.startswith(("curve.", "final."))
+        most = torch.tensor([[each for _, each in sizes[name]] for sizes in (*moved, *(turned if later else ()))])
+        mean = torch.tensor([[each for each, _ in sizes[name]] for sizes in moved], dtype=torch.float64).mean(0)
+        other = [each for _, each in (doubled or {}).get(name, ())] if later else []
+        columns = mean.sqrt().cummax(0).values.tolist(), most.max(0).values.cummax(0).values.tolist()
+        spread[name] = [Size(*map(short, size)) for size in zip_longest(*columns, other[: mean.numel()], fillvalue=0.0)]
     for name in ("loss", "grad_norm"):
         if name in spread and f"curve.{name}" in spread:
-            spread[name] = [max(spread[name][0], spread[f"curve.{name}"][0])]
-    return spread
+            spread[name] = [Size(max(spread[name][0].rms, spread[f"curve.{name}"][0].rms), spread[name][0].most)]
+    return {**spread, DRAWN: [Size(len(moved), len(turned))]} if spread else {}
 
 
-def pooled(sizes: Sequence[float]) -> float:
-    """Their root mean square, with three digits, which a file can hold."""
-    size = math.sqrt(sum(min(one, LARGEST) ** 2 for one in sizes) / max(1, len(sizes)))
+def short(size: float) -> float:
+    """With three digits, which a file can hold."""
     return float(f"{size:.3g}")
+
+
+def size_of(entry: tuple[float, float, float] | float) -> Size:
+    """An entry of a spread."""
+    return Size(entry) if isinstance(entry, (int, float)) else Size(*entry)
 
 
 def update_of(trace: Trace, group: str, name: str) -> Tensor | None:
@@ -219,17 +311,24 @@ def clear(gradient: Tensor | None, update: Tensor, spread: Spread, parameter: st
     Adam's first step is lr * sign(g): the others may go either way, and are set aside. All are clear where no gradient
     is known, and where all of it is 0.
     """
-    moved = one_rounding(gradient, update, spread, parameter)
-    if gradient is None or moved is None:
+    if gradient is None or one_rounding(gradient, update, spread, parameter) is None:
         return torch.ones(update.shape, dtype=torch.bool)
-    return gradient.double().abs() > TIMES * moved
+    return ~near_zero(gradient, size_of(spread[f"grad.{parameter}"][0]).rms)
+
+
+def near_zero(gradient: Tensor, rounding: float) -> Tensor:
+    """bool, as the gradient: entries that may have either sign, where one rounding moves it by so much of its size."""
+    sizes = gradient.double().abs()
+    unit = rounding * float(sizes.square().mean().sqrt())
+    near = sizes <= NEAR * unit
+    return near if int((near & (sizes > 0)).sum()) <= MANY else sizes <= TIMES * unit
 
 
 def one_rounding(gradient: Tensor | None, update: Tensor, spread: Spread, parameter: str) -> float | None:
     """How far it moves an entry of a gradient; None where none of the update's shape is known, or all of it is 0."""
     if gradient is None or gradient.shape != update.shape or f"grad.{parameter}" not in spread or not gradient.any():
         return None
-    return spread[f"grad.{parameter}"][0] * float(gradient.double().square().mean().sqrt())
+    return size_of(spread[f"grad.{parameter}"][0]).rms * float(gradient.double().square().mean().sqrt())
 
 
 def carried(gradient: Tensor | None, update: Tensor, kept: Tensor, spread: Spread, parameter: str) -> float:
@@ -274,17 +373,3 @@ def numbers_of(point: Point, unrolled: bool = True) -> dict[str, float]:
     steps = {f"loss of step {n}": loss for n, loss in enumerate(point.step_losses) if unrolled}
     own = {"loss": point.loss, "grad_norm": point.grad_norm}
     return {name: value for name, value in {**own, **point.logged, **steps}.items() if value is not None}
-
-
-def series_of(base: Trace, draws: Sequence[Trace]) -> dict[str, list[float]]:
-    """The spread of every series, point by point; it grows with the steps as the draws do, and never shrinks again."""
-    sides = [[numbers_of(point) for point in trace.curve] for trace in (base, *draws)]
-    found = {}
-    for name in dict.fromkeys(name for point in sides[0] for name in point):
-        series = [torch.tensor([point[name] for point in side if name in point], dtype=torch.float64) for side in sides]
-        if not draws or any(len(one) != len(series[0]) for one in series):
-            continue
-        sizes = torch.stack([relative_each(series[0], one) for one in series[1:]])
-        grown = around(sizes.clamp(max=LARGEST)).square().mean(0).sqrt().cummax(0).values
-        found[f"curve.{name}"] = [float(f"{size:.3g}") for size in grown.tolist()]
-    return found

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from parity.allowed import draws_of, spread_of
 from parity.compare import RowKey
 from parity.comparing import TRACED, compare_folders, read_names
+from parity.draws import draws_of, runs_of, stages_of
 from parity.environment import describe, hush, optional_parts
 from parity.errors import InputError
 from parity.files import check_output
@@ -163,8 +163,9 @@ def _keep(side: AnySide, pair: Pair, case: Any, output: Path, left_out: Collecti
     with contextlib.ExitStack() as stack:
         try:
             ran = stack.enter_context(side.trace(case))
-            if draws := draws_of(side, case, ran.trace):
-                ran.trace.spread = spread_of(ran.trace, draws)
+            again = runs_of(side, case, ran.trace)
+            if few := draws_of(again):
+                ran.trace.spread = dict([*stages_of(again, ran.trace, few, lambda trace: trace)][-1])
         except InputError:
             raise
         except Exception as error:  # whatever the code of a side raises

@@ -13,7 +13,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from parity.allowed import Spread
+from parity.allowed import DRAWN, Spread
 from parity.calls import CALL, CALLS, WHOLE, below, dotted
 from parity.errors import InputError
 from parity.trace import STATES, Trace
@@ -239,14 +239,16 @@ class NameMap:
 
         What is fused has the largest of its parts'.
         """
-        calls, found = self.call_keys(original.calls), dict[str, Sequence[float]]()
+        calls, found = self.call_keys(original.calls), {DRAWN: spread[DRAWN]} if DRAWN in spread else {}
         for group in ("grad.", "after.", "final."):
             held = {name[len(group) :]: sizes for name, sizes in spread.items() if name.startswith(group)}
             found |= {f"{group}{name}": sizes for name, sizes in self.rename(held, port).items()}
             for entry in self.fused.values():
                 parts = [held[name] for name in entry.originals if name in held]
                 found |= {f"{group}{entry.port}": max(parts, key=max)} if parts else {}
-        rest = {name: sizes for name, sizes in spread.items() if not name.startswith(("grad.", "after.", "final."))}
+        rest = {
+            name: sizes for name, sizes in spread.items() if not name.startswith(("grad.", "after.", "final.", DRAWN))
+        }
         renamed = {new: one for name, one in rest.items() if (new := _renamed(f"mb0.{name}", self, calls)) is not None}
         return {**found, **{name[4:]: sizes for name, sizes in renamed.items()}}
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from parity.allowed import Disturbance
 from parity.errors import InputError
 from parity.side import Run
 from parity.trace import META, Trace, read_trace
@@ -80,9 +81,11 @@ class CommandSide:
         with tempfile.TemporaryDirectory() as folder, self._run(case, Path(folder), 0).trace(case) as ran:
             yield ran
 
-    def draw(self, case: Any, number: int, precision: torch.dtype) -> Trace | None:
-        """The same, moved; None where the command has no word for it."""
-        if not any(DRAW in word for word in self.words):
+    def draw(
+        self, case: Any, number: int, precision: torch.dtype, disturbance: Disturbance | None = None
+    ) -> Trace | None:
+        """The same, moved; None where the command has no word for it, and of what is done to steps in its process."""
+        if disturbance is not None or not any(DRAW in word for word in self.words):
             return None
         with tempfile.TemporaryDirectory() as folder, self._run(case, Path(folder), number).trace(case) as ran:
             return ran.trace

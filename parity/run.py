@@ -14,14 +14,16 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 
-from parity.allowed import Spread, draws_of, spread_of
+from parity.allowed import Spread, spread_of
 from parity.checks import run_check, run_checks
 from parity.compare import RowKey, viewed
 from parity.differences import Ledger
+from parity.draws import Run as Again
+from parity.draws import Stages, draws_of, runs_of, stages_of
 from parity.environment import described
 from parity.errors import InputError
 from parity.flow import gradient_flow
@@ -81,12 +83,14 @@ class CaseRun(ExitStack):
     def __init__(self, pair: Pair, case: Any, made: dict[int, tuple[Any, Any]] | None = None) -> None:
         super().__init__()
         self.pair, self.case, self.made = pair, case, {} if made is None else made
+        self.stages: dict[str, Stages] = {}
 
     @contextmanager
     def open_evidence(self, side: AnySide) -> Iterator[TracePair]:
         """A further side against the same original, for as long as it is looked at."""
         self.original()
         with CaseRun(self.pair, self.case, self.made) as beside:
+            beside.stages = self.stages
             yield beside._evidence(side)
 
     def original(self) -> Run:
@@ -114,9 +118,9 @@ class CaseRun(ExitStack):
         assert side is not None
         return self.enter_context(side.trace(self.pair.for_original(self.case)))
 
-    def _draws(self) -> list[Trace]:
-        """The original again, moved by a unit in the last place; none where it cannot be."""
-        return draws_of(self.pair.original, self.pair.for_original(self.case), self.original().trace)
+    def _again(self) -> Again:
+        """How the original is run again."""
+        return runs_of(self.pair.original, self.pair.for_original(self.case), self.original().trace)
 
     def _evidence(self, side: AnySide) -> TracePair:
         run, names, pair = self.original(), as_map(self.pair.names), self.pair
@@ -140,11 +144,22 @@ class CaseRun(ExitStack):
         def aligned(further: Trace) -> Trace:
             return viewed(align(further, ran.trace, names)[0], found, pair.views)[0]
 
+        def named(spread: Spread) -> Spread:
+            return names.spread(spread, run.trace, known_to(ran.trace))
+
+        def few() -> list[Trace]:
+            return cast(list[Trace], self._once(pair, lambda: draws_of(self._again())))
+
         def moved() -> Spread:
             if run.trace.spread:
-                return names.spread(run.trace.spread, run.trace, known_to(ran.trace))
-            draws = self._once(pair, self._draws)
-            return spread_of(mine, [*map(aligned, draws)]) if draws else {}
+                return named(run.trace.spread)
+            return spread_of(mine, [*map(aligned, few())]) if few() else {}
+
+        def more() -> Iterator[Spread]:
+            if run.more is not None:
+                yield named(run.more())
+            elif not run.trace.spread and few():
+                yield from stages_of(self._again(), run.trace, few(), aligned)
 
         return TracePair(
             case=case,
@@ -152,6 +167,7 @@ class CaseRun(ExitStack):
             found=theirs.without(left_out),
             own=checked(pair.tolerances),
             measure_spread=moved,
+            measure_more=self.stages.setdefault(side.name, Stages(more())),
             alive=ran.alive,
             original=run.alive,
             left=ran.left,
@@ -343,7 +359,16 @@ def notes_of(evidence: TracePair) -> list[str]:
         if name in own and own[name] != value
     ]
     left_out = ", ".join(evidence.found.left_out)
-    return notes + [f"left out of a trace, not compared: {left_out}"] * bool(left_out)
+    return [*notes, rate_of(evidence), *[f"left out of a trace, not compared: {left_out}"] * bool(left_out)]
+
+
+def rate_of(evidence: TracePair) -> str:
+    """How often a right port is called wrong, and by how many runs of the original that is known."""
+    moved, turned = map(int, evidence.drawn[:2])
+    if not moved:
+        return "nobody moved the original: its bounds are typed, and how often a right port fails is not known"
+    runs = f"{moved} times moved by one rounding" + f", {turned} times with signs turned" * bool(turned)
+    return f"a right port fails in fewer than 1 of 10,000 cases (docs/tolerances.md); drawn {runs}"
 
 
 def one_row_a_check(rows: Iterable[Row], checks: Iterable[str]) -> list[Row]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from parity import ranks as processes
-from parity.allowed import autocast_seen, computed_in, move_module, moved
+from parity.allowed import Disturbance, Spread, autocast_seen, computed_in, move_module, moved
 from parity.calls import copy_weights, dtype_of, gradients_of, state_of
 from parity.case import STEPS, Batch, Case
 from parity.contexts import Enter, enclose, entered
@@ -48,13 +48,15 @@ Found = TypeVar("Found")
 class Run:
     """A trace, the side as it can be run again, and the case where the run itself fixed something of it.
 
-    ``left`` is what it left behind beside the trace, of a pair's own kind, for that pair's checks.
+    ``left`` is what it left behind beside the trace, of a pair's own kind, for that pair's checks. ``more`` measures
+    what rounding does to it by more draws than its trace holds.
     """
 
     trace: Trace
     alive: Rerunnable | None = None
     case: Any = None
     left: Any = None
+    more: Callable[[], Spread] | None = None
 
 
 class AnySide(Protocol):
@@ -150,9 +152,9 @@ class Side:
             self.ground.build(module)
         return found
 
-    def draw(self, case: Case, number: int, precision: torch.dtype) -> Trace:
-        """The same with inputs and weights moved by one unit in the last place of a precision."""
-        return self._traced(case, number, precision)
+    def draw(self, case: Case, number: int, precision: torch.dtype, disturbance: Disturbance | None = None) -> Trace:
+        """The same, inputs and weights moved by one unit in the last place of a precision, or its steps disturbed."""
+        return self._traced(case, number, precision, disturbance)
 
     def planted(self, ground: Ground) -> Side:
         """With a fault in what it builds and in what its loss is given."""
@@ -226,7 +228,8 @@ class Training:
         self.points: list[Point] = []
         self._used = math.nan
         self.settings = [[settings(group) for group in groups_of(self.optimizer)]]
-        for inner in [one for one in optimizers_in(self.optimizer, set()) if isinstance(one, Optimizer)][:1]:
+        self.inner = [one for one in optimizers_in(self.optimizer, set()) if isinstance(one, Optimizer)][:1]
+        for inner in self.inner:
             inner.register_step_pre_hook(self._begins)
 
     @property
@@ -304,11 +307,18 @@ def trace_side(side: Side, batches: Sequence[Batch], *, seed: int = 0, steps: in
     return trace_case(side, Case("", batches, seed, steps))
 
 
-def trace_case(side: Side, case: Case, draw: int = 0, precision: torch.dtype = torch.float32) -> Trace:
+def trace_case(
+    side: Side,
+    case: Case,
+    draw: int = 0,
+    precision: torch.dtype = torch.float32,
+    disturbance: Disturbance | None = None,
+) -> Trace:
     """The trace of a side on a case; errors as in :func:`trace_side`.
 
     Args:
         draw: a number other than 0 moves weights and batches by one unit of ``precision``, at random.
+        disturbance: of every step of the first of torch's optimizers; without one, nothing is disturbed.
     """
     if not case.batches:
         raise InputError("comparison", "batches", "none", "at least one batch")
@@ -322,6 +332,9 @@ def trace_case(side: Side, case: Case, draw: int = 0, precision: torch.dtype = t
             move_module(module, draw, precision)
         batches = [moved(batch, draw, precision, part) for part, batch in enumerate(case.batches, 1)]
         training = Training(side, module)
+        if disturbance is not None:
+            for inner in training.inner:
+                disturbance.attach(module, inner)
         setup = {**setup_of(module, training.optimizer), "initial": initial}
         said = {"clip": asdict(side.clips)} if side.clips else {}
         trained = {name: value.requires_grad for name, value in module.named_parameters()}

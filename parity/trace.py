@@ -16,7 +16,7 @@ On disk a trace is a folder, ``trace.json`` beside ``tensors.safetensors``: writ
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -28,8 +28,9 @@ from torch import Tensor
 from parity.errors import InputError
 from parity.files import read_object, read_tensors, strict_json, validated, write_folder
 
-FORMAT = 3
-"""Format 1, which is read too, has no ``ties`` in its points and no audits; 2 has no ``spread`` and ``precision``."""
+FORMAT = 4
+"""Formats that are read too: 1 has no ``ties`` in its points and no audits, 2 no ``spread`` and ``precision``, and in 3
+a spread is of root mean squares alone."""
 
 META, TENSORS = "trace.json", "tensors.safetensors"
 STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -136,7 +137,7 @@ class Trace:
     left_out: tuple[Group, ...] = ()
     audits: list[StepAudit] = field(default_factory=list)
     precision: str = ""
-    spread: dict[str, list[float]] = field(default_factory=dict)
+    spread: dict[str, Sequence[tuple[float, float, float] | float]] = field(default_factory=dict)
 
     def group(self, prefix: str) -> dict[str, Tensor]:
         """The tensors below ``prefix``, without it: ``group("after.")`` is the state after the first step."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 import torch
 
-from parity.allowed import FEW, TIMES, Spread, pool_of, precision_of
+from parity.allowed import DRAWN, FEW, MARGIN, SAYS_NOTHING, TIMES, Size, Spread, pool_of, precision_of, size_of
 from parity.compare import RowKey, View
 from parity.differences import RAISED
 from parity.errors import place_of
@@ -27,7 +28,8 @@ class TracePair:
     ``original`` and ``alive`` are the two sides as they can be run again, or None; ``left`` is what the found side's
     run left behind, of a pair's own kind. ``reference`` gives, when it is asked for, what the original's trace lacks,
     in the shared coordinates: the formulas run again, where a pair has them.
-    ``own`` are a user's tolerances, ``measure_spread`` gives the original's spread, empty where nobody can move it.
+    ``own`` are a user's tolerances, ``measure_spread`` gives the original's spread, empty where nobody can move it;
+    ``measure_more`` that of stage 0, 1, ... of more draws, None where there are no more.
     ``calls`` are the original's by its own names, ``aligned`` brings a further trace of it into the shared coordinates,
     which ``views`` lead to. ``speeds`` is filled by checks that measure any. ``handed`` are the names of rows on what
     the harness itself hands to both sides. ``beside``: the found side is not the port.
@@ -38,6 +40,8 @@ class TracePair:
     found: Trace
     own: Tolerances = field(default_factory=dict)
     measure_spread: Callable[[], Spread] = dict
+    measure_more: Callable[[int], Spread | None] = lambda stage: None
+    stage: int = 0
     alive: Rerunnable | None = None
     original: Rerunnable | None = None
     left: Any = None
@@ -59,6 +63,20 @@ class TracePair:
         """What one rounding does to the original."""
         return self.measure_spread()
 
+    def widen(self) -> bool:
+        """Take bounds from more draws from now on; False where there are none."""
+        found = self.measure_more(self.stage)
+        if found is None:
+            return False
+        self.stage += 1
+        self.measure_spread, self.__dict__["spread"] = (lambda: found), found
+        return True
+
+    @property
+    def drawn(self) -> Size:
+        """How often the original was moved, and turned."""
+        return size_of(*self.spread.get(DRAWN, (0.0,)))
+
     def tolerance(self, quantity: str) -> Tolerance:
         """A user's own, else what holds whatever the original computes, else the table's."""
         if quantity in self.own:
@@ -71,9 +89,10 @@ class TracePair:
         pool = name if name in self.spread else pool_of(name)
         if quantity in self.own or quantity in HELD or pool not in self.spread:
             return self.tolerance(quantity)
-        size = self.spread[pool][0]
-        bound, reason = max(TIMES * size, self.few(dtype)), f"{TIMES:g} times one rounding, {size:.1e}"
-        return Tolerance(Kind.RMS, bound, reason, "rounding")
+        size = size_of(self.spread[pool][0])
+        if not size.says:
+            return Tolerance(Kind.RMS, SAYS_NOTHING, NO_LONGER, "rounding")
+        return Tolerance(Kind.RMS, max(size.bound, self.few(dtype)), reason_of(size), "rounding")
 
     def few(self, dtype: torch.dtype) -> float:
         """A few units of a quantity's own dtype, or of what it was computed in if that is wider than float32."""
@@ -87,9 +106,11 @@ class TracePair:
         if spread is None or quantity in self.own:
             table = self.tolerance(quantity)
             return [table.bound] * count, table
-        sizes = [*spread, *[spread[-1]] * count][:count]
-        bounds = [max(TIMES * size, self.few(torch.float32)) for size in sizes]
-        reason = f"{TIMES:g} times one rounding, which grows to {sizes[-1]:.1e}"
+        sizes = [size_of(size) for size in [*spread, *[spread[-1]] * count][:count]]
+        said = sum(1 for _ in takewhile(lambda size: size.says, sizes))
+        bounds = [max(size.bound, self.few(torch.float32)) for size in sizes[:said]]
+        reason = f"{reason_of(sizes[-1])}, to which it grows" + f"; from ({said},) on {NO_LONGER}" * (said < count)
+        bounds += [SAYS_NOTHING] * (count - said)
         return bounds, Tolerance(Kind.RELATIVE, bounds[-1], reason, "rounding")
 
     @property
@@ -128,6 +149,16 @@ class TracePair:
         silent = not (self.expected.trained or self.expected.frozen)
         left = set(self.found.frozen) if silent else set()
         return {name for name in tensors if self.names.expected_of(name) and name not in left}
+
+
+NO_LONGER = "it no longer says anything: rounding reaches half of what twice the rate does"
+
+
+def reason_of(size: Size) -> str:
+    """What a bound is made of."""
+    if MARGIN * size.most > TIMES * size.rms:
+        return f"{MARGIN:g} times the most that a draw did, {size.most:.1e}"
+    return f"{TIMES:g} times one rounding, {size.rms:.1e}"
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from parity.prototypes.port import ALGORITHMS, planted_in_port, run_port
 from parity.prototypes.recorded import PROTOTYPE_SEED, load_recorded, observed_settings
 from parity.prototypes.reference.loop import trace_reference
 from parity.prototypes.speed import throughput
-from parity.prototypes.spread import VIEWS, margin_of, with_spread, write_spread
+from parity.prototypes.spread import VIEWS, margin_of, more_of, with_spread, write_spread
 from parity.side import Run
 from parity.tolerances import EXACT
 from parity.trace_pair import Check, TracePair
@@ -181,7 +181,7 @@ def live_original(root: Path) -> FunctionSide:
 
     def run(case: RecordedCase, folder: Path) -> Run:
         fresh = read_case(record_original(case, root, folder, link_fixture=True))
-        return Run(with_spread(load_recorded(fresh, run="original"), fresh), case=fresh)
+        return Run(with_spread(load_recorded(fresh, run="original"), fresh), case=fresh, more=more_of(fresh))
 
     return FunctionSide("original", run, without_deepspeed)
 
@@ -198,7 +198,9 @@ def adapter(root: Path) -> FunctionSide:
     return FunctionSide("adapter", run, fitting, OF_THE_ADAPTER)
 
 
-RECORDED = FunctionSide("recorded", lambda case, folder: Run(with_spread(load_recorded(case), case)))
+RECORDED = FunctionSide(
+    "recorded", lambda case, folder: Run(with_spread(load_recorded(case), case), more=more_of(case))
+)
 """What a prototype computed once, from disk."""
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parity.allowed import DTYPES, moved, moved_by_one
+from parity.allowed import DTYPES, Disturbance, moved, moved_by_one
+from parity.draws import Doubled, Turn
 from parity.environment import describe, deterministic
 from parity.errors import InputError
 from parity.files import read_object, read_tensors
@@ -97,7 +98,11 @@ def prepare(case: RecordedCase, dtype: torch.dtype = torch.float32) -> Setup:
 
 
 def trace_reference(
-    case: RecordedCase, optimizer_steps: int | None = None, draw: int = 0, margin: float = 0.0
+    case: RecordedCase,
+    optimizer_steps: int | None = None,
+    draw: int = 0,
+    margin: float = 0.0,
+    disturbance: Disturbance | None = None,
 ) -> Trace:
     """The reference's trace of a case, in the case's own precision.
 
@@ -105,9 +110,10 @@ def trace_reference(
         optimizer_steps: ends it early.
         draw: a number other than 0 moves weights and batches by one unit in the last place, at random.
         margin: within which near ties are counted, see :func:`near_ties`.
+        disturbance: of every step.
     """
     with deterministic():
-        run = ReferenceRun(_moved(prepare(case, DTYPES[case.dtype]), draw), draw=draw, margin=margin)
+        run = ReferenceRun(_moved(prepare(case, DTYPES[case.dtype]), draw), True, draw, margin, disturbance)
         for _ in run.optimizer_steps(optimizer_steps):
             pass
         run.trace.keep("final", run.parameters)
@@ -140,9 +146,16 @@ def rule_of(case: RecordedCase) -> Rule:
 class ReferenceRun:
     """One run of the reference and the trace it fills; not ``observed``, it does only what the prototype does."""
 
-    def __init__(self, setup: Setup, observed: bool = True, draw: int = 0, margin: float = 0.0) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        observed: bool = True,
+        draw: int = 0,
+        margin: float = 0.0,
+        disturbance: Disturbance | None = None,
+    ) -> None:
         self.setup, self.case, self.observed, self.draw, self.margin = setup, setup.case, observed, draw, margin
-        self.logits = torch.zeros(0)
+        self.logits, self.disturbance = torch.zeros(0), disturbance
         self.rule: Any = rule_of(setup.case)
         self.states: dict[str, State] = {name: {} for name in setup.masters}
         self.steps = 0
@@ -197,6 +210,9 @@ class ReferenceRun:
     def _update(self, gradients: dict[str, Tensor], lr: float) -> None:
         """One AdamW step; a parameter without a gradient stays as it is."""
         self.steps += 1
+        if isinstance(self.disturbance, Turn):
+            gradients = {name: self.disturbance.turned(name, value) for name, value in gradients.items()}
+        lr *= 2 if isinstance(self.disturbance, Doubled) else 1
         for name, gradient in gradients.items():
             master = self.setup.masters[name]
             weight, self.states[name] = self.rule.update(master, gradient, self.states[name], lr, self.steps)

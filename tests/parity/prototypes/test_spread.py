@@ -1,28 +1,29 @@
 """What one rounding does to a prototype: stored as it is measured; and the reference that says so is held itself."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
+from parity.allowed import DRAWN
 from parity.checks import run_checks
+from parity.draws import MOVED, TURNED
 from parity.errors import InputError
 from parity.pair import find_pair
 from parity.prototypes.pair import REFERENCE
 from parity.prototypes.reference.layer import Layer
-from parity.prototypes.spread import FILE, STORED, measure, spread_for
+from parity.prototypes.spread import FILE, measure, spread_for
 from parity.run import CaseRun
 from parity.verdict import Against
 
 
 def test_a_stored_spread_is_what_is_measured(cases):
-    """On another machine within a few tenths."""
+    """Of few draws here and many there, on another machine within a factor of two."""
     case = cases["eagle3_fp32_k1"]
-    found = measure(case, STORED)
-    stored = json.loads((case.directory / FILE).read_text())
+    found, stored = measure(case, whole=False), spread_for(case)
     assert found.keys() == stored.keys()
-    tensors = [name for name in stored if name.startswith(("grad.", "step", "target"))]
-    assert all(found[name] == pytest.approx(stored[name], rel=0.5) for name in tensors if not name.endswith("norm"))
+    assert tuple(stored[DRAWN][0]) == (MOVED, TURNED, 0.0)
+    tensors = [name for name in stored if name.startswith(("grad.", "step", "target")) and not name.endswith("norm")]
+    assert all(found[name][0].rms == pytest.approx(stored[name][0][0], rel=0.5) for name in tensors)
 
 
 def test_every_case_has_one(cases):
@@ -31,7 +32,7 @@ def test_every_case_has_one(cases):
 
 def test_a_spread_that_is_none_is_named(copy):
     (copy.directory / FILE).write_text('{"loss": [-1]}')
-    with pytest.raises(InputError, match=r"spread.json: loss.0: found -1, expected "):
+    with pytest.raises(InputError, match=r"spread.json: loss.0.*: found -1, expected "):
         spread_for(copy)
 
 
